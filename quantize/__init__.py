@@ -1,0 +1,1 @@
+"""Quantization: mathematics, the layer-streaming driver, calibration data, checkpoint formats."""

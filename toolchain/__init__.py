@@ -1,0 +1,1 @@
+"""Recipes in, artifacts out: everything between a model's weights and a running server."""
