@@ -1,0 +1,125 @@
+"""Bytes: weights by format and rank, KV cache per token, and how many tokens fit.
+
+Pure arithmetic on a `ModelSpec` and a few plain values; nothing here reads weights or devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from toolchain.data import load_table
+from toolchain.model.families import expected_tensors, linear_groups
+from toolchain.model.spec import ModelSpec
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+KV_DTYPE_BYTES: dict[str, Callable[[int], float]] = {
+    # Bytes of one key plus one value vector of `head_dim` elements.
+    "f32": lambda head_dim: 8 * head_dim,
+    "f16": lambda head_dim: 4 * head_dim,
+    "bf16": lambda head_dim: 4 * head_dim,
+    "fp8": lambda head_dim: 2 * head_dim,
+    "int8": lambda head_dim: 2 * head_dim,
+    # OpenVINO's u8 cache: keys are quantized by channel over blocks of 32 tokens (8 rows of scale and
+    # zero point beside them), values by token (8 bytes beside each vector).
+    "u8": lambda head_dim: head_dim * 40 / 32 + head_dim + 8,
+}
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of a model's weights after quantization, split by what is and is not quantized."""
+
+    embedding: int
+    head: int
+    layer_linears: int  # all decoder layers together
+    layer_other: int  # norms and biases
+
+    @property
+    def total(self) -> int:
+        """Everything that is loaded."""
+        return self.embedding + self.head + self.layer_linears + self.layer_other
+
+
+def weight_bytes(spec: ModelSpec, method: str = "none", group_size: int = 128) -> WeightBytes:
+    """Bytes of `spec`'s weights stored by quantization `method` (a row of `data/formats.yaml`).
+
+    The embedding and lm_head stay in the model's dtype, as every export of ours leaves them; a tied
+    model counts the shared table once, as embedding.
+    """
+    element = DTYPE_BYTES[spec.dtype]
+    linears = {f"{member}.weight" for group in linear_groups(spec) for member in group.members}
+    embedding = head = layer_linears = layer_other = 0
+    for name, shape in expected_tensors(spec).items():
+        count = math.prod(shape)
+        if name == "model.embed_tokens.weight":
+            embedding = count * element
+        elif name == "lm_head.weight":
+            head = 0 if spec.tie_word_embeddings else count * element
+        elif name.removeprefix("model.layers.").partition(".")[2] in linears:
+            layer_linears += _linear_bytes(shape, element, method, group_size)
+        else:
+            layer_other += count * element
+    return WeightBytes(embedding, head, layer_linears, layer_other)
+
+
+def _linear_bytes(shape: tuple[int, ...], element: int, method: str, group_size: int) -> int:
+    """Codes and scales of one linear [out, in]."""
+    out_features, in_features = shape
+    if method == "none":
+        return out_features * in_features * element
+    stored = load_table("formats")[method]
+    group = {"recipe": group_size, "row": in_features, "tensor": out_features * in_features}.get(
+        stored["group"], stored["group"]
+    )
+    scales = math.ceil(out_features * in_features / group)
+    return (out_features * in_features * stored["bits"] + scales * stored["scale_bits"]) // 8
+
+
+def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeline: int) -> int:
+    """Bytes on the fullest rank of a tensor x pipeline split.
+
+    Linears, embedding and head are divided by `tensor`; the first `num_layers mod pipeline` stages hold one
+    layer more; the first stage holds the embedding, the last the head.
+    """
+    layers = math.ceil(spec.num_hidden_layers / pipeline)
+    per_layer = (weights.layer_linears // tensor + weights.layer_other) / spec.num_hidden_layers
+    ends = weights.embedding + weights.head if pipeline == 1 else max(weights.embedding, weights.head)
+    return int(per_layer * layers + ends / tensor)
+
+
+def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline: int = 1) -> float:
+    """KV-cache bytes of one token on the fullest rank: 2 x layers x KV heads x head_dim x element size.
+
+    GQA counts KV heads, not query heads. Under tensor parallelism each rank holds `kv_heads / tensor` of
+    them, and at least one: beyond that heads are duplicated.
+    """
+    heads = max(1, spec.num_key_value_heads // tensor)
+    layers = math.ceil(spec.num_hidden_layers / pipeline)
+    return layers * heads * KV_DTYPE_BYTES[kv_dtype](spec.head_dim)
+
+
+def quantize_peak_bytes(spec: ModelSpec, samples: int, seq_len: int) -> int:
+    """Host memory that layer-streaming quantization works in, without the interpreter and libraries.
+
+    One decoder layer in float32 with its statistics, or the embedding table, whichever is larger, beside
+    the calibration set's hidden states in the model's dtype. It does not grow with the number of layers.
+    """
+    tensors = expected_tensors(spec)
+    first = sum(math.prod(shape) for name, shape in tensors.items() if name.startswith("model.layers.0."))
+    widest = max(spec.intermediate_size, spec.num_attention_heads * spec.head_dim, spec.hidden_size)
+    layer = 4 * (2 * first + widest * widest)
+    embedding = math.prod(tensors["model.embed_tokens.weight"]) * DTYPE_BYTES[spec.dtype]
+    hidden_states = samples * seq_len * spec.hidden_size * DTYPE_BYTES[spec.dtype]
+    return hidden_states + max(layer, embedding)
+
+
+def rounded_up(bytes_: float) -> str:
+    """Bytes as people read them: binary units, three digits."""
+    value = float(bytes_)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
