@@ -115,7 +115,7 @@ def quantize_peak_bytes(spec: ModelSpec, samples: int, seq_len: int) -> int:
     return hidden_states + max(layer, embedding)
 
 
-def rounded_up(bytes_: float) -> str:
+def human_bytes(bytes_: float) -> str:
     """Bytes as people read them: binary units, three digits."""
     value = float(bytes_)
     for unit in ("B", "KiB", "MiB", "GiB"):

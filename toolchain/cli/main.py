@@ -1,0 +1,70 @@
+"""The `llmbuild` command: its verbs and nothing else.
+
+Start-up stays in the blink of an eye: a verb module imports Typer only; what it needs to work it imports
+inside its function.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from toolchain.cli import (
+    build,
+    doctor,
+    explain,
+    generate,
+    init,
+    inspect,
+    ls,
+    plan,
+    schema,
+    serve,
+    show,
+    store,
+    validate,
+)
+
+app = typer.Typer(
+    name="llmbuild",
+    help="From a Hugging Face model to a running Triton server, from one YAML recipe.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("llmbuild"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
+    pass
+
+
+for panel, verbs in {
+    "Recipes": (init.init, ls.ls, show.show, explain.explain, validate.validate, plan.plan),
+    "Artifacts": (build.build, inspect.inspect, serve.serve, generate.generate),
+    "Housekeeping": (doctor.doctor, schema.schema),
+}.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
+app.add_typer(store.app, name="store", rich_help_panel="Housekeeping")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
