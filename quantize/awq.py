@@ -1,0 +1,200 @@
+"""AWQ, activation-aware weight quantization (Lin et al., arXiv 2306.00978), on tensors alone.
+
+Rounding a weight to 4 bits hurts most where the inputs are large. AWQ multiplies each input channel of W
+by a factor s > 1 where its inputs x are large and divides x by it: W x = (W diag(s)) (x / s). The product
+is unchanged, but the channels that matter now round more finely. s is found by searching a few exponents
+of |x|, the loss being the squared error of the layer's output; afterwards each group's range may shrink
+("clip") where that lowers the error further.
+
+Where the paper runs the layer again for every candidate, this module uses statistics of x (statistics.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.integer import group_scales, in_groups, quantize_groups, round_to_grid, row_blocks
+
+_EXPONENTS = 20
+_CLIP_RATIOS = tuple(1.0 - 0.05 * step for step in range(10))
+# A channel that never fires, or always does, must not take the scale of the others out of range.
+_LARGEST_SCALE = 1e4
+
+
+@dataclass(frozen=True)
+class ScaleSearch:
+    """The outcome of `search_scale`.
+
+    Attributes:
+        scale: float32 [in], the factor of each input channel of W.
+        alpha: the exponent of |x|; 0 means no scaling.
+        duo: whether the weights' magnitudes entered with exponent 1 - alpha.
+    """
+
+    scale: Tensor
+    alpha: float
+    duo: bool
+
+
+def output_error(
+    weight_OI: Tensor, scale_I: Tensor, sketch_SI: Tensor, group_size: int, dtype: torch.dtype, bits: int = 4
+) -> float:
+    """|| (Q(W diag(s)) diag(s)^-1 - W) X^T ||^2 for rounding to nearest after scaling by s [in]."""
+    return _candidate_errors([weight_OI], [scale_I], sketch_SI, group_size, dtype, bits)[0]
+
+
+def search_scale(
+    weights: Sequence[Tensor],
+    magnitude_I: Tensor,
+    sketch_SI: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    *,
+    bits: int = 4,
+) -> ScaleSearch:
+    """Find the factor of each input channel that loses least of the output of linears with one input.
+
+    The candidates are s = |x|^a and s = |x|^a / |w|^(1 - a), a in steps of 1/20, and s = 1.
+
+    Args:
+        weights: each [out, in]; the linears that read the same x, e.g. q, k and v.
+        magnitude_I: float32 [in], the mean of |x|.
+        sketch_SI: float32 [rows, in] with sketch^T sketch ~ X^T X.
+        group_size: consecutive input channels that share a scale.
+        dtype: the type whose values the group scales may take.
+        bits: width of a code.
+    """
+    x_I = magnitude_I.float().clamp_min(1e-8)
+    w_I = _relative_magnitude(weights, group_size)
+    choices = [(0.0, False)]
+    choices += [(step / _EXPONENTS, False) for step in range(1, _EXPONENTS + 1)]
+    choices += [(step / _EXPONENTS, True) for step in range(_EXPONENTS)]
+    candidates = [_centred(x_I.pow(alpha) / (w_I.pow(1 - alpha) if duo else 1.0)) for alpha, duo in choices]
+    errors = _candidate_errors(weights, candidates, sketch_SI, group_size, dtype, bits)
+    best = min(range(len(choices)), key=errors.__getitem__)
+    alpha, duo = choices[best]
+    return ScaleSearch(candidates[best], alpha, duo)
+
+
+def search_clip(
+    weight_OI: Tensor, blocks_GII: Tensor, group_size: int, dtype: torch.dtype, *, bits: int = 4
+) -> Tensor:
+    """Find how much of its range each group should keep.
+
+    The loss of a group is e^T G_bb e, e being what rounding does to the group and G_bb its block of
+    X^T X: the squared error of the output in so far as it arises within the group.
+
+    Args:
+        weight_OI: [out, in], already scaled.
+        blocks_GII: float32 [in / group_size, group_size, group_size], of the inputs divided by the scale.
+        group_size: consecutive input channels that share a scale.
+        dtype: the type whose values the group scales may take.
+        bits: width of a code.
+
+    Returns:
+        float32 [out, in / group_size], between 0.55 and 1.
+    """
+    return torch.cat(
+        [
+            _clip_of_rows(in_groups(rows_OI, group_size), blocks_GII, dtype, bits)
+            for rows_OI in row_blocks(weight_OI)
+        ]
+    )
+
+
+def absorb(vector_I: Tensor, scale_I: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide `vector_I`, which multiplies x, by the scale; keep the arithmetic exact all the same.
+
+    The quotient must be stored in the vector's own dtype and is rounded; the factor that W really needs
+    is what this rounding leaves: vector / rounded quotient.
+
+    Returns:
+        The rounded quotient in the dtype of `vector_I`, and the effective scale, float32 [in], 1 where the
+        quotient is zero or not finite (there the vector is left as it was).
+    """
+    folded_I = (vector_I.double() / scale_I.double()).to(vector_I.dtype)
+    usable_I = folded_I.isfinite() & (folded_I.abs() >= torch.finfo(vector_I.dtype).tiny)
+    folded_I = torch.where(usable_I, folded_I, vector_I)
+    effective_I = torch.where(usable_I, vector_I.double() / folded_I.double(), torch.ones(()).double())
+    return folded_I, effective_I.float()
+
+
+def _relative_magnitude(weights: Sequence[Tensor], group_size: int) -> Tensor:
+    """float32 [in]: the mean over all output rows of |w| relative to the largest |w| of its group."""
+    total_I = torch.zeros(weights[0].shape[1])
+    for weight_OI in weights:
+        for rows_OI in row_blocks(weight_OI):
+            groups_OGI = in_groups(rows_OI.abs(), group_size)
+            largest_OG1 = groups_OGI.amax(dim=2, keepdim=True).clamp_min(1e-30)
+            total_I += (groups_OGI / largest_OG1).sum(dim=0).flatten()
+    return (total_I / sum(weight.shape[0] for weight in weights)).clamp_min(1e-4)
+
+
+def _centred(scale_I: Tensor) -> Tensor:
+    """The scale with the geometric mean of its extremes at 1, so that neither x nor W drifts in range."""
+    scale_I = scale_I / (scale_I.max() * scale_I.min()).sqrt()
+    return scale_I.clamp_(1 / _LARGEST_SCALE, _LARGEST_SCALE)
+
+
+def _candidate_errors(
+    weights: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    sketch_SI: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    bits: int,
+) -> list[float]:
+    """The squared output error, summed over all weights, of each candidate scale."""
+    errors = torch.zeros(len(candidates), dtype=torch.float64)
+    for index, scale_I in enumerate(candidates):
+        # (D / s) S^T = D (S / s)^T, and the sketch is smaller than the weights: divide that.
+        sketch_IS = (sketch_SI / scale_I).t()
+        for weight_OI in weights:
+            for rows_OI in row_blocks(weight_OI):
+                groups_OGI = in_groups(rows_OI * scale_I, group_size)
+                scales_OG = group_scales(groups_OGI.abs().amax(dim=2), bits, dtype)
+                change_OGI = round_to_grid(groups_OGI, scales_OG, bits).sub_(groups_OGI)
+                errors[index] += (change_OGI.flatten(1) @ sketch_IS).square_().sum()
+    return [float(error) for error in errors]
+
+
+def _clip_of_rows(groups_OGI: Tensor, blocks_GII: Tensor, dtype: torch.dtype, bits: int) -> Tensor:
+    """`search_clip` for some rows, [out, groups, group_size]."""
+    amax_OG = groups_OGI.abs().amax(dim=2)
+    best_OG = torch.full_like(amax_OG, torch.inf)
+    ratio_OG = torch.ones_like(amax_OG)
+    for ratio in _CLIP_RATIOS:
+        scales_OG = group_scales(amax_OG * ratio, bits, dtype)
+        change_GOI = round_to_grid(groups_OGI, scales_OG, bits).sub_(groups_OGI).transpose(0, 1)
+        loss_OG = (torch.bmm(change_GOI, blocks_GII) * change_GOI).sum(dim=2).t()
+        better_OG = loss_OG < best_OG
+        best_OG = torch.where(better_OG, loss_OG, best_OG)
+        ratio_OG = torch.where(better_OG, torch.full_like(ratio_OG, ratio), ratio_OG)
+    return ratio_OG
+
+
+def quantize_scaled(
+    weight_OI: Tensor,
+    scale_I: Tensor,
+    blocks_GII: Tensor | None,
+    group_size: int,
+    dtype: torch.dtype,
+    *,
+    bits: int = 4,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Quantize W diag(s), with the clip search when `blocks_GII`, the diagonal blocks of X^T X, is given.
+
+    Returns:
+        codes int8 [out, in], scales float32 [out, in / group_size], and the clip ratios, same shape.
+    """
+    scaled_OI = weight_OI.float() * scale_I
+    ratios = None
+    if blocks_GII is not None:
+        scale_GI = scale_I.view(-1, group_size)
+        scaled_blocks_GII = blocks_GII / (scale_GI.unsqueeze(1) * scale_GI.unsqueeze(2))
+        ratios = search_clip(scaled_OI, scaled_blocks_GII, group_size, dtype, bits=bits)
+    return (*quantize_groups(scaled_OI, group_size, dtype, bits=bits, ratios=ratios), ratios)

@@ -1,0 +1,1 @@
+"""File forms of quantized checkpoints: packing of codes, tensor files, ModelOpt's unified form."""

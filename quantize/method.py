@@ -1,0 +1,87 @@
+"""The seam between the driver and the quantization methods.
+
+The driver walks through the model and knows nothing of rounding; a method knows nothing of models. For
+each group of linears that read the same input, the driver lets the method observe that input, as the
+already quantized layers before it produce it, and then asks for the quantized linears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quantize.linear import QuantizedLinear
+
+
+class Statistics(Protocol):
+    """What a method remembers of a group's inputs."""
+
+    def update(self, x_TI: Tensor) -> None:
+        """Take in inputs x [tokens, in], in the dtype of the forward pass."""
+
+    def finite(self) -> bool:
+        """Whether every input so far was free of NaN and Inf."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears that share one input, as the driver hands them to a method.
+
+    Args:
+        weights: name within the layer, e.g. "self_attn.q_proj" -> [out, in] in the stored dtype.
+        biases: the same names -> [out]; only those that have one.
+        norm: the weight [in] of the RMSNorm that produces the input, where the group may fold a scale into
+            it; None where it may not, because something else that stays as it is reads the norm too, or
+            because no norm feeds the group.
+        pre_quant_scale: whether the stored form wants a scale of the input beside each linear.
+    """
+
+    weights: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
+    norm: Tensor | None
+    pre_quant_scale: bool
+
+
+@dataclass(frozen=True)
+class QuantizedGroup:
+    """A method's answer.
+
+    Args:
+        linears: the group's names -> quantized linears.
+        norm: the norm's weight with the scale folded in; None if it stays as it is.
+        report: per name, what a user may want to know: JSON values, equal from run to run.
+    """
+
+    linears: Mapping[str, QuantizedLinear]
+    norm: Tensor | None = None
+    report: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A way to quantize the linears of a decoder layer."""
+
+    @property
+    def quant_algo(self) -> str:
+        """ModelOpt's name of the stored form, e.g. "W4A16_AWQ"."""
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive input channels that share a scale. Every linear's input width must divide by it."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Everything that decides the method's output, as JSON: part of the resume state's fingerprint."""
+
+    def observe(self, in_features: int, seed: int) -> Any:
+        """Empty `Statistics` for one group's inputs."""
+
+    def quantize(self, group: Group, statistics: Any) -> QuantizedGroup:
+        """Quantize one group, given the statistics of all its calibration inputs."""
+
+
+def storable(dtype: str) -> torch.dtype:
+    """The torch dtype of a `ModelSpec.dtype`."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
