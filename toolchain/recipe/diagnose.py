@@ -1,0 +1,235 @@
+"""A composed tree to a `Recipe`, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from toolchain.errors import LlmbuildError
+from toolchain.recipe.document import Leaf, Path, Table, find, leaves, locate, plain
+from toolchain.recipe.fields import Fragment, all_paths, as_yaml, expectation, fragment_at, nearest
+from toolchain.recipe.marks import Mark, problem, quoted, shown
+from toolchain.recipe.rules import violations
+from toolchain.recipe.scalars import ambiguity
+from toolchain.recipe.schema import Recipe
+
+Found = tuple[Mark, LlmbuildError]
+
+# What TensorRT-LLM, ModelOpt and vLLM call a thing that has another name or place here.
+_ELSEWHERE = {
+    "batch_scheduler_policy": "deploy.scheduler",
+    "capacity_scheduler_policy": "deploy.scheduler",
+    "enable_block_reuse": "engine.kv_cache.reuse",
+    "enable_chunked_context": "engine.chunked_prefill",
+    "enable_chunked_prefill": "engine.chunked_prefill",
+    "enable_kv_cache_reuse": "engine.kv_cache.reuse",
+    "free_gpu_memory_fraction": "engine.kv_cache.free_gpu_mem_fraction",
+    "gpu_memory_utilization": "engine.kv_cache.free_gpu_mem_fraction",
+    "kv_cache_dtype": "quantization.kv_cache",
+    "kv_cache_free_gpu_mem_fraction": "engine.kv_cache.free_gpu_mem_fraction",
+    "max_model_len": "engine.max_seq_len",
+    "max_num_batched_tokens": "engine.max_num_tokens",
+    "max_num_seqs": "engine.max_batch_size",
+    "max_tokens_in_paged_kv_cache": "engine.kv_cache.max_tokens",
+    "pipeline_parallel": "parallelism.pipeline",
+    "pipeline_parallel_size": "parallelism.pipeline",
+    "pp_size": "parallelism.pipeline",
+    "qformat": "quantization.method",
+    "tensor_parallel": "parallelism.tensor",
+    "tensor_parallel_size": "parallelism.tensor",
+    "tp_size": "parallelism.tensor",
+}
+_OTHER_WORDS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "full_prec": "none",
+    "half": "float16",
+    "inflight_batching": "inflight_fused",
+    "inflight_fused_batching": "inflight_fused",
+    "int4_awq": "awq",
+    "int4_gptq": "gptq",
+    "smoothquant": "int8_sq",
+    "tensorrt_llm": "tensorrt",
+    "trt": "tensorrt",
+    "w4a16_awq": "awq",
+}
+
+
+def diagnose(tree: Table, *, complete: bool) -> tuple[Recipe | None, list[LlmbuildError]]:
+    """Validate a tree. Either a recipe and no problems, or problems in the order of the file.
+
+    Args:
+        tree: the composed recipe.
+        complete: False when parts of it could not be read; what is absent is then no problem.
+    """
+    found: list[Found] = []
+    bad: set[Path] = set()
+    recipe, errors = _validate(plain(tree))
+    unknown = {error["loc"] for error in errors if error["type"] == "extra_forbidden"}
+    for path, leaf in leaves(tree):
+        if leaf.raw is not None and not any(path[:n] in unknown for n in range(1, len(path) + 1)):
+            other = ambiguity(leaf.raw)
+            if other is not None:
+                bad.add(path)
+                found.append(_unclear(path, leaf, *other))
+    for error in errors:
+        if error["loc"] not in bad and (complete or error["type"] != "missing"):
+            found.append(_explain(tree, error))
+    bad |= {error["loc"] for error in errors}
+    if complete:
+        found += _broken_rules(tree, recipe if not bad else _valid_part(plain(tree), bad), bad)
+    found.sort(key=lambda item: (item[0].line == 0, item[0].origin != tree.mark.origin, item[0].origin,
+                                 item[0].line, item[0].column))  # fmt: skip
+    return recipe, [error for _, error in found]
+
+
+def _validate(data: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
+    try:
+        return Recipe.model_validate(data), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False, include_context=False)
+
+
+def _valid_part(data: Any, bad: set[Path]) -> Recipe | None:
+    """A recipe of what is valid in `data`, with defaults for the rest, so that rules can judge that much."""
+    for _ in range(8):  # removing a value can make its section incomplete, and so on upwards
+        for path in bad:
+            _remove(data, path)
+        data = {"schema": 1, "name": "unnamed", "model": {}} | data
+        data["model"] = {"source": "/"} | data["model"]
+        recipe, errors = _validate(data)
+        if recipe is not None:
+            return recipe
+        bad = {error["loc"][:-1] if error["type"] == "missing" else error["loc"] for error in errors}
+    return None
+
+
+def _remove(data: Any, path: Path) -> None:
+    for step in path[:-1]:
+        if isinstance(step, int):  # an element of a list: the list goes
+            break
+        if not isinstance(data, dict) or not isinstance(data.get(step), dict):
+            if isinstance(data, dict):
+                data.pop(step, None)
+            return
+        data = data[step]
+    else:
+        if path and isinstance(data, dict):
+            data.pop(path[-1], None)
+
+
+def _broken_rules(tree: Table, recipe: Recipe | None, bad: set[Path]) -> list[Found]:
+    if recipe is None:
+        return []
+    wrong = {".".join(map(str, path)) for path in bad}
+    found = []
+    for rule in violations(recipe):
+        if any(f"{field}.".startswith(f"{path}.") or f"{path}.".startswith(f"{field}.")
+               for path in wrong for field in (rule.path, *rule.others)):  # fmt: skip
+            continue
+        # A default at fault has no place of its own: point to what it clashes with.
+        paths = [tuple(field.split(".")) for field in (rule.path, *rule.others)]
+        written = next((path for path in paths if find(tree, path) is not None), paths[0])
+        mark = locate(tree, written)
+        found.append((mark, problem(rule.what, mark, why=rule.why, fix=rule.fix)))
+    return found
+
+
+def _name(path: Path) -> str:
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _unclear(path: Path, leaf: Leaf, why: str, meant: str) -> Found:
+    fragment = fragment_at(path) or {}
+    as_text = f'"{leaf.raw}"'
+    if fragment.get("type") == "string":
+        fix = f"put quotes around it: {as_text}"
+    elif fragment.get("type") in ("boolean", "integer", "number"):
+        fix = f"write {meant}"
+    elif meant == as_text:
+        fix = f"write {meant} for the text"
+    else:
+        fix = f"write {meant}, or {as_text} for the text"
+    return leaf.mark, problem(f"{_name(path)}: `{leaf.raw}` is ambiguous", leaf.mark, why=why, fix=fix)
+
+
+def _explain(tree: Table, error: ErrorDetails) -> Found:
+    """What pydantic found, in our words and at its place."""
+    path: Path = error["loc"]
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(tree, path)
+    fragment = fragment_at(path)
+    if error["type"] == "missing":
+        assert fragment is not None
+        mark = locate(tree, path)
+        where = f" under `{_name(path[:-1])}:`" if path[:-1] else ""
+        entry = f"{path[-1]}: {{...}}" if "properties" in fragment else f"{path[-1]}: ..."
+        why = str(fragment.get("description", "")).rstrip(".")
+        return mark, problem(f"{_name(path)} is missing", mark, why=why, fix=f"add `{entry}`{where}")
+    mark = locate(tree, path)
+    value = error["input"]
+    if fragment is None:  # no field is nested here, so pydantic looked no deeper: cannot be
+        raise AssertionError(error)
+    return mark, problem(
+        f"{_name(path)} must be {expectation(fragment)}",
+        mark,
+        why=f"it is {shown(value)}",
+        fix=_mend(path, fragment, value, find(tree, path)),
+    )
+
+
+def _unknown_key(tree: Table, path: Path) -> Found:
+    mark = locate(tree, path, key=True)
+    key, section = str(path[-1]), path[:-1]
+    names = list((fragment_at(section) or {}).get("properties", {}))
+    place = f"section {_name(section)}" if section else "a recipe"
+    elsewhere = _ELSEWHERE.get(key) or next(
+        (field for field in all_paths() if field.rpartition(".")[2] == key), None
+    )
+    near = nearest(key, names)
+    if elsewhere is not None:
+        why, fix = f"{place} has no such field", f"write it as {elsewhere}"
+    elif near is not None:
+        why, fix = f"{place} has no such field; the nearest name is {near}", f"write `{near}`"
+    else:
+        why, fix = f"{place} has the fields {', '.join(names)}", "remove it, or use one of these"
+    return mark, problem(f"unknown key {quoted(_name(path))}", mark, why=why, fix=fix)
+
+
+def _mend(path: Path, fragment: Fragment, value: object, tree: Any) -> str:
+    """The edit that most likely makes `value` acceptable."""
+    field = str(path[-1]) if path else ""
+    if "properties" in fragment:
+        return f"remove `{field}:`, or indent its fields below it"
+    if value is None:
+        default = fragment.get("default")
+        return "remove the line" + (f" to get the default, {as_yaml(default)}" if default is not None else "")
+    if "enum" in fragment:
+        return _choice(fragment["enum"], value)
+    kind = fragment["type"]
+    raw = tree.raw if isinstance(tree, Leaf) else None
+    if kind == "integer" and isinstance(value, str) and value.strip().isdecimal():
+        return f"remove the quotes: {int(value)}" if len(value) < 20 else "write a smaller number"
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}" if abs(value) < 1e15 else "write a smaller number"
+    if kind == "string" and raw is not None and not isinstance(value, str):
+        pattern_wants_percent = "percentage" in fragment.get("patternErrorMessage", "")
+        return f"write {raw}%" if pattern_wants_percent else f'put quotes around it: "{raw}"'
+    if kind == "array" and not isinstance(value, list | dict):
+        return f"write [{raw if raw is not None else value}]"
+    return f"see `llmbuild explain {_name(tuple(s for s in path if isinstance(s, str)))}`"
+
+
+def _choice(choices: list[Any], value: object) -> str:
+    if isinstance(value, str):
+        word = _OTHER_WORDS.get(value.lower().replace("-", "_"))
+        near = word if word in choices else nearest(value, [str(choice) for choice in choices])
+        if near is not None:
+            return f"write {near}"
+    if isinstance(value, int | float) and all(isinstance(choice, int) for choice in choices):
+        return f"write {min(choices, key=lambda choice: abs(choice - value))}"
+    return "write one of these"

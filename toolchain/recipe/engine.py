@@ -1,0 +1,144 @@
+"""The `engine` and `parallelism` sections: what runs the model, and within which limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from toolchain.recipe.section import Section, Slug
+
+Flavour = Literal["openvino", "tensorrt", "pytorch", "vllm"]
+Precision = Literal["exact", "fast"]
+KvCacheDtype = Literal["auto", "f32", "f16", "u8"]
+
+MAX_TOKENS = 16_777_216
+"""No published context, batch or cache comes near this; a larger number is a slip of the keyboard."""
+
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+
+
+class Parallelism(Section):
+    """Over how many GPUs one copy of the model is spread."""
+
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs that share every layer (tensor_parallel). Use within one node with NVLink, and "
+        "only when the model does not fit one GPU or latency demands it.",
+    )
+    pipeline: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Groups of layers on different GPUs (pipeline_parallel). Use across nodes or without "
+        "a fast link.",
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: tensor x pipeline."""
+        return self.tensor * self.pipeline
+
+
+class KvCache(Section):
+    """The memory of past tokens: how it is kept, and how much of it there is."""
+
+    paged: bool = Field(
+        default=True, description="Keep the cache in blocks. In-flight batching and block reuse need it."
+    )
+    reuse: bool = Field(
+        default=True,
+        description="Reuse blocks of equal prompt beginnings (enable_kv_cache_reuse): system prompts cost"
+        " once.",
+    )
+    free_gpu_mem_fraction: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Part of the GPU memory left after loading that the cache may take "
+        "(kv_cache_free_gpu_mem_fraction). Lower it when something else shares the GPU.",
+    )
+    max_tokens: Tokens | None = Field(
+        default=None,
+        description="Capacity of the cache in tokens (max_tokens_in_paged_kv_cache). null: from "
+        "free_gpu_mem_fraction on a GPU, enough for max_batch_size sequences of max_seq_len "
+        "on a CPU.",
+    )
+    dtype: KvCacheDtype = Field(
+        default="auto",
+        description="openvino only: precision of the cache. auto follows engine.precision; u8 is a "
+        "quarter of f32 and costs some accuracy. On a GPU, use quantization.kv_cache.",
+    )
+
+
+class Engine(Section):
+    """Which runtime serves the model, and the limits it is built for."""
+
+    flavour: Flavour = Field(
+        default="openvino",
+        description="openvino: any x86 CPU. tensorrt: compiled engines, NVIDIA GPU, TensorRT-LLM 0.17 to "
+        "1.2. pytorch: TensorRT-LLM's LLM API, NVIDIA GPU, 1.0 and later. vllm: NVIDIA GPU, "
+        "Triton's vLLM backend.",
+    )
+    version: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[0-9]+(\.[0-9]+){1,3}([a-z0-9.+-]*)$",
+                json_schema_extra={"patternErrorMessage": 'a version in quotes, such as "1.2.1"'},
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Version of the runtime that will serve the model; an engine runs only on the version"
+        " that built it. null: the version that llmbuild is tested with.",
+    )
+    precision: Precision = Field(
+        default="fast",
+        description="openvino only. fast: the plugin's best arithmetic for serving (16-bit execution and "
+        "8-bit activations where the CPU has them). exact: fp32 execution of exactly the "
+        "quantized weights, for checks.",
+    )
+    max_batch_size: int = Field(
+        default=64,
+        ge=1,
+        le=65_536,
+        description="Requests that run at the same time. Each needs KV cache; more than the traffic needs"
+        " wastes memory.",
+    )
+    max_seq_len: Tokens | None = Field(
+        default=None,
+        description="Longest prompt and answer together, in tokens. null: the model's "
+        "max_position_embeddings.",
+    )
+    max_num_tokens: Tokens = Field(
+        default=2048,
+        description="Tokens computed in one step over all requests. Larger favours long prompts, smaller "
+        "keeps the gap between streamed tokens short.",
+    )
+    kv_cache: KvCache = Field(default_factory=KvCache, description="The KV cache.")
+    chunked_prefill: bool = Field(
+        default=True,
+        description="Compute long prompts in pieces of max_num_tokens between the steps of other requests"
+        " (enable_chunked_context).",
+    )
+    stream_interval: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Tokens per streamed response. Raise it when the server spends its time on responses "
+        "instead of tokens.",
+    )
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="openvino only: CPU threads of the engine. null: all physical cores."
+    )
+    gpu: Slug | None = Field(
+        default=None,
+        description="GPU to plan for, as h100, h200, l40s or a100-80g. null: the one in this machine.",
+    )
+    speculative: None = Field(
+        default=None, description="Speculative decoding; null (off) is the only value so far."
+    )

@@ -1,0 +1,160 @@
+"""What a field accepts, in words. Read off the JSON Schema, so that help, errors and editors agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from toolchain.errors import UsageError
+from toolchain.recipe.marks import quoted
+from toolchain.recipe.schema import Recipe
+
+Fragment = dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def _schema() -> Fragment:
+    return Recipe.model_json_schema()
+
+
+def fragment_at(path: tuple[str | int, ...]) -> Fragment | None:
+    """The JSON Schema of the field at `path` with references resolved, or None where there is no such field.
+
+    A nullable field gives its other form plus `"nullable": True`.
+    """
+    fragment: Fragment | None = _resolve(_schema())
+    for step in path:
+        assert fragment is not None
+        inner = fragment.get("items") if isinstance(step, int) else fragment.get("properties", {}).get(step)
+        if inner is None:
+            return None
+        fragment = _resolve(inner)
+    return fragment
+
+
+def _resolve(fragment: Fragment) -> Fragment:
+    for form in fragment.get("anyOf", ()):
+        if form != {"type": "null"}:
+            fragment = {**form, **fragment, "nullable": True}
+    if "$ref" in fragment:
+        target = _schema()["$defs"][fragment["$ref"].rsplit("/", 1)[1]]
+        fragment = {**target, **fragment}
+    return fragment
+
+
+def expectation(fragment: Fragment) -> str:
+    """What a field accepts, as in "a whole number from 1 to 64, or null"."""
+    return _form(fragment) + (", or null" if fragment.get("nullable") else "")
+
+
+def _form(fragment: Fragment) -> str:
+    if "properties" in fragment:
+        return "a mapping with the fields " + ", ".join(fragment["properties"])
+    if "enum" in fragment:
+        return "one of " + ", ".join(str(choice) for choice in fragment["enum"])
+    if "const" in fragment:
+        return str(fragment["const"])
+    kind = fragment["type"]
+    if kind in ("integer", "number"):
+        return ("a whole number" if kind == "integer" else "a number") + _range(fragment)
+    if kind == "array":
+        return "a list of texts"
+    if kind == "string":
+        return str(fragment.get("patternErrorMessage", "text"))
+    return {"boolean": "true or false", "null": "null"}[kind]
+
+
+def _range(fragment: Fragment) -> str:
+    low, above, high = (fragment.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    if low is not None and high is not None:
+        return f" from {low} to {high}"
+    bounds = [f"above {above:g}"] if above is not None else []
+    bounds += [f"of at least {low}"] if low is not None else []
+    bounds += [f"at most {high:g}"] if high is not None else []
+    return " " + " and ".join(bounds) if bounds else ""
+
+
+def nearest(name: str, candidates: list[str]) -> str | None:
+    """The candidate most like `name`, or None when none is alike."""
+    close = get_close_matches(name.lower().replace("-", "_"), candidates, 1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def all_paths() -> list[str]:
+    """Every field of a recipe as a dotted path, sections before their fields."""
+
+    def below(prefix: str, fragment: Fragment) -> list[str]:
+        found = []
+        for name, inner in fragment.get("properties", {}).items():
+            found += [prefix + name, *below(f"{prefix}{name}.", _resolve(inner))]
+        return found
+
+    return below("", _schema())
+
+
+@dataclass(frozen=True)
+class FieldHelp:
+    """What `llmbuild explain` prints of a field.
+
+    Args:
+        path: dotted path; empty for the recipe as a whole.
+        type: what the field accepts, in words.
+        default: its default as YAML, "required", or None for a section.
+        description: what it does, and when to change it.
+        fields: a section's fields, in order; empty for anything else.
+    """
+
+    path: str
+    type: str
+    default: str | None
+    description: str
+    fields: tuple[FieldHelp, ...] = ()
+
+
+def explain_field(path: str = "") -> FieldHelp:
+    """Explain the field at a dotted path, a section with all fields in it; "" explains the recipe.
+
+    Raises:
+        UsageError: there is no such field.
+    """
+    steps = tuple(path.split(".")) if path else ()
+    fragment = fragment_at(steps)
+    if fragment is None:
+        near = nearest(path, all_paths()) or next(
+            (p for p in all_paths() if p.endswith(f".{steps[-1]}")), None
+        )
+        raise UsageError(
+            f"a recipe has no field {quoted(path)}",
+            fix=f"llmbuild explain {near}"
+            if near
+            else "llmbuild explain, without a field, lists the sections",
+        )
+    parent = fragment_at(steps[:-1]) or {}
+    required = bool(steps) and steps[-1] in parent.get("required", ())
+    return _help(path, fragment, required)
+
+
+def _help(path: str, fragment: Fragment, required: bool) -> FieldHelp:
+    properties = fragment.get("properties", {})
+    fields = tuple(
+        _help(f"{path}.{name}".lstrip("."), _resolve(inner), name in fragment.get("required", ()))
+        for name, inner in properties.items()
+    )
+    default = "required" if required else as_yaml(fragment["default"]) if "default" in fragment else None
+    form = (
+        "a section" + (", or null" if fragment.get("nullable") else "")
+        if properties
+        else expectation(fragment)
+    )
+    return FieldHelp(path, form, default, fragment.get("description", ""), fields)
+
+
+def as_yaml(value: object) -> str:
+    """A default value as one would write it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(as_yaml, value)) + "]"
+    return str(value)

@@ -1,0 +1,196 @@
+"""Checks that span several fields and need no model: what cannot work together, whatever the weights are.
+
+Every rule looks at values only, never at whether a value was written or is a default, so that a resolved
+recipe and the one it came from are judged alike. What depends on the model, the GPU or the version of a
+tool belongs to the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from toolchain.recipe.quantization import CALIBRATED_METHODS
+from toolchain.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Fields that cannot stand together.
+
+    Args:
+        path: dotted path of the field at fault.
+        others: the fields it clashes with.
+        what, why, fix: as in `LlmbuildError`.
+    """
+
+    path: str
+    others: tuple[str, ...]
+    what: str
+    why: str
+    fix: str
+
+
+def violations(recipe: Recipe) -> Iterator[Violation]:
+    """Everything in `recipe` that cannot work, in no particular order."""
+    yield from _quantization(recipe)
+    yield from _flavour(recipe)
+    yield from _limits(recipe)
+    yield from _cache(recipe)
+    yield from _gates(recipe)
+
+
+def _quantization(recipe: Recipe) -> Iterator[Violation]:
+    quantization = recipe.quantization
+    if quantization.calibration is not None:
+        return
+    add = "add `calibration: {dataset: file:TEXT}` to `quantization`"
+    if quantization.method in CALIBRATED_METHODS:
+        yield Violation(
+            "quantization.method",
+            ("quantization.calibration",),
+            f"quantization.method {quantization.method} needs quantization.calibration",
+            "its scales are chosen from the activations that real text causes",
+            f"{add}, or choose int8_wo or int4_wo, which need none",
+        )
+    if quantization.kv_cache == "int8":
+        yield Violation(
+            "quantization.kv_cache",
+            ("quantization.calibration",),
+            "quantization.kv_cache int8 needs quantization.calibration",
+            "its scales are chosen from the keys and values that real text causes",
+            f"{add}, or choose fp8, which works with a scale of 1",
+        )
+
+
+def _flavour(recipe: Recipe) -> Iterator[Violation]:
+    engine, quantization = recipe.engine, recipe.quantization
+    flavour = engine.flavour
+    if flavour == "openvino":
+        for axis in ("tensor", "pipeline"):
+            if getattr(recipe.parallelism, axis) > 1:
+                yield Violation(
+                    f"parallelism.{axis}",
+                    ("engine.flavour",),
+                    f"parallelism.{axis} above 1 needs a GPU flavour",
+                    "the openvino flavour runs in one process on the CPU",
+                    "write 1, or choose engine.flavour tensorrt, pytorch or vllm",
+                )
+        if quantization.kv_cache != "auto":
+            yield Violation(
+                "quantization.kv_cache",
+                ("engine.flavour",),
+                f"quantization.kv_cache {quantization.kv_cache} needs a GPU flavour",
+                "OpenVINO quantizes its own cache, to u8",
+                "write auto here, and `dtype: u8` in engine.kv_cache",
+            )
+        if engine.gpu is not None:
+            yield Violation(
+                "engine.gpu",
+                ("engine.flavour",),
+                "engine.gpu needs a GPU flavour",
+                "the openvino flavour runs on the CPU",
+                "remove it, or choose engine.flavour tensorrt, pytorch or vllm",
+            )
+        return
+    for path, is_set, default in (
+        ("engine.precision", engine.precision != "fast", "fast"),
+        ("engine.kv_cache.dtype", engine.kv_cache.dtype != "auto", "auto"),
+        ("engine.num_threads", engine.num_threads is not None, "null"),
+    ):
+        if is_set:
+            yield Violation(
+                path,
+                ("engine.flavour",),
+                f"{path} works on the openvino flavour only",
+                f"engine.flavour is {flavour}, where it would have no effect",
+                f"remove it, or write {default}",
+            )
+    if quantization.group_size == 32 and quantization.method in ("awq", "gptq", "w4a8_awq"):
+        yield Violation(
+            "quantization.group_size",
+            ("engine.flavour", "quantization.method"),
+            "quantization.group_size 32 works on the openvino flavour only",
+            "the 4-bit kernels of the GPU flavours have groups of 64 or 128",
+            "write 64 or 128",
+        )
+
+
+def _limits(recipe: Recipe) -> Iterator[Violation]:
+    engine = recipe.engine
+    if engine.max_num_tokens < engine.max_batch_size:
+        yield Violation(
+            "engine.max_num_tokens",
+            ("engine.max_batch_size",),
+            "engine.max_num_tokens is less than engine.max_batch_size",
+            "each running request needs one token in every step",
+            f"write at least {engine.max_batch_size}, or lower max_batch_size",
+        )
+    if engine.max_seq_len is None:
+        return
+    if not engine.chunked_prefill and engine.max_num_tokens < engine.max_seq_len:
+        yield Violation(
+            "engine.max_num_tokens",
+            ("engine.max_seq_len", "engine.chunked_prefill"),
+            "engine.max_num_tokens is less than engine.max_seq_len, and chunked_prefill is off",
+            "a prompt is then computed in one step, so the longest could never start",
+            f"write at least {engine.max_seq_len}, or switch chunked_prefill on",
+        )
+    if recipe.deploy.default_max_tokens > engine.max_seq_len:
+        yield Violation(
+            "deploy.default_max_tokens",
+            ("engine.max_seq_len",),
+            "deploy.default_max_tokens is more than engine.max_seq_len",
+            "prompt and answer together must fit max_seq_len",
+            f"write less than {engine.max_seq_len}",
+        )
+    if engine.kv_cache.max_tokens is not None and engine.kv_cache.max_tokens < engine.max_seq_len:
+        yield Violation(
+            "engine.kv_cache.max_tokens",
+            ("engine.max_seq_len",),
+            "engine.kv_cache.max_tokens is less than engine.max_seq_len",
+            "a request of full length would never fit the cache",
+            f"write at least {engine.max_seq_len}, or lower max_seq_len",
+        )
+
+
+def _cache(recipe: Recipe) -> Iterator[Violation]:
+    engine = recipe.engine
+    if engine.kv_cache.paged:
+        return
+    for path, on, off in (
+        ("engine.kv_cache.reuse", engine.kv_cache.reuse, "false"),
+        ("engine.chunked_prefill", engine.chunked_prefill, "false"),
+        ("deploy.batching", recipe.deploy.batching == "inflight_fused", "static"),
+    ):
+        if on:
+            yield Violation(
+                path,
+                ("engine.kv_cache.paged",),
+                f"{path} needs a paged KV cache",
+                "engine.kv_cache.paged is false",
+                f"write {off} here, or `paged: true` in engine.kv_cache",
+            )
+
+
+def _gates(recipe: Recipe) -> Iterator[Violation]:
+    gate = recipe.gates.perplexity
+    if gate is None:
+        return
+    if gate.max is None and gate.max_increase is None:
+        yield Violation(
+            "gates.perplexity",
+            ("gates.perplexity.max", "gates.perplexity.max_increase"),
+            "gates.perplexity has no bound",
+            "without max_increase or max every model passes",
+            "add `max_increase: 3%`",
+        )
+    calibration = recipe.quantization.calibration
+    if calibration is not None and calibration.dataset == gate.dataset:
+        yield Violation(
+            "gates.perplexity.dataset",
+            ("quantization.calibration.dataset",),
+            "gates.perplexity.dataset is the calibration text",
+            "a model measured on the text it was fitted to looks better than it is",
+            "name a held-out text",
+        )

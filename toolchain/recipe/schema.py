@@ -1,0 +1,123 @@
+"""`Recipe`: everything that decides what `llmbuild build` makes, as one immutable value.
+
+The sections are data without behaviour. Reading files is `toolchain.recipe.load`, checks that span
+several fields are `toolchain.recipe.rules`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from toolchain.recipe.engine import Engine, Parallelism, Tokens
+from toolchain.recipe.quantization import Quantization
+from toolchain.recipe.section import Dataset, Percent, Section, Slug, Source
+
+SCHEMA_VERSION = 1
+
+NOT_YET = "Parsed and validated; `build` does not act on it yet."
+
+
+class Model(Section):
+    """Where the weights come from."""
+
+    source: Source = Field(
+        description="A Hugging Face model: a Hub id (owner/name), or a local directory in Hugging Face "
+        "layout, written with ./ ../ / or ~/ at the beginning and relative to the recipe "
+        "file."
+    )
+    revision: Annotated[str, Field(min_length=1, max_length=255)] = Field(
+        default="main",
+        description="Branch, tag or commit of a Hub id. `build` resolves it to a commit and records that;"
+        " name a commit to get the same weights for ever.",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto",
+        description="Precision of whatever stays unquantized, and of GPU computation. auto: as the source"
+        " stores it.",
+    )
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory, or None for a Hub id."""
+        return Path(self.source).expanduser() if self.source[0] in "./~" else None
+
+
+class Deploy(Section):
+    """How the Triton server treats requests."""
+
+    batching: Literal["inflight_fused", "static"] = Field(
+        default="inflight_fused",
+        description="inflight_fused: requests join and leave the running batch between steps. static: a "
+        "batch runs until its longest answer is done.",
+    )
+    scheduler: Literal["guaranteed_no_evict", "max_utilization"] = Field(
+        default="guaranteed_no_evict",
+        description="batch_scheduler_policy. guaranteed_no_evict admits a request only if its whole "
+        "answer fits the KV cache; max_utilization admits more and may pause and recompute "
+        "some.",
+    )
+    streaming: bool = Field(
+        default=True,
+        description="Serve decoupled: tokens leave as they are made. Clients must then use a streaming call.",
+    )
+    max_queue_size: int = Field(
+        default=1000,
+        ge=0,
+        le=1_000_000,
+        description="Requests that may wait; beyond it the answer is `unavailable` at once. 0: no limit.",
+    )
+    default_max_tokens: Tokens = Field(
+        default=256, description="Length of the answer, in tokens, when a request names none."
+    )
+
+
+class PerplexityGate(Section):
+    """Perplexity of the quantized model on held-out text. One bound suffices; given both, both must hold."""
+
+    dataset: Dataset = Field(
+        description="The held-out text, in the form of quantization.calibration.dataset. It must not be "
+        "the calibration text."
+    )
+    max_increase: Percent | None = Field(
+        default=None, description="Largest increase over the unquantized model, as 3%."
+    )
+    max: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Largest perplexity, as a number."
+    )
+
+
+class SmokeGate(Section):
+    """A few prompts through the finished artifact."""
+
+    prompts: int = Field(default=4, ge=1, le=1000, description="Number of prompts to run.")
+
+
+class Gates(Section):
+    """What a finished build must pass before it is published."""
+
+    perplexity: PerplexityGate | None = Field(default=None, description=f"Quality gate. {NOT_YET}")
+    smoke: SmokeGate | None = Field(default=None, description=f"Does it answer at all. {NOT_YET}")
+
+
+class Recipe(Section):
+    """One model, quantized one way, built for one engine, deployed one way."""
+
+    schema_version: Literal[1] = Field(
+        alias="schema", description="Version of the recipe format. Mandatory in every file; always 1 so far."
+    )
+    name: Slug = Field(description="Name of the artifact: `build` leaves it in artifacts/NAME.")
+    model: Model = Field(description="Where the weights come from.")
+    quantization: Quantization = Field(
+        default_factory=Quantization, description="How the weights are made small."
+    )
+    parallelism: Parallelism = Field(
+        default_factory=Parallelism, description="Over how many GPUs one copy of the model is spread."
+    )
+    engine: Engine = Field(
+        default_factory=Engine, description="What runs the model, and within which limits."
+    )
+    deploy: Deploy = Field(default_factory=Deploy, description="How the server treats requests.")
+    gates: Gates = Field(default_factory=Gates, description="What a finished build must pass.")

@@ -1,0 +1,63 @@
+"""What every section of a recipe has in common: strict types, no unknown keys, immutable."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A mapping of a recipe. Types are exact (`"4"` is not 4), unknown keys are errors, fields are final."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# Texts with a form. `patternErrorMessage` is what yaml-language-server and our own errors say instead of
+# the regular expression.
+Slug = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        json_schema_extra={
+            "patternErrorMessage": "lower-case letters, digits, '.', '_' and '-', at most 63 characters, "
+            "beginning with a letter or digit"
+        },
+    ),
+]
+
+# A Hub id is `name` or `owner/name`; a path begins with `.`, `/` or `~`. No look at the file system decides
+# which of the two is meant, so a recipe means the same on every machine.
+_HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
+_LOCAL = r"(/|\./|\.\./|~/|\.$|\.\.$|~$|/$)"
+_PRINTABLE = r"[^\x00-\x1f\x7f]*"
+
+Source = Annotated[
+    str,
+    Field(
+        pattern=rf"^({_HUB_ID}|{_LOCAL}{_PRINTABLE})$",
+        json_schema_extra={
+            "patternErrorMessage": "a Hugging Face id (owner/name), or a directory that begins with "
+            "./ ../ / or ~/"
+        },
+    ),
+]
+
+Dataset = Annotated[
+    str,
+    Field(
+        pattern=rf"^(file:[^\x00-\x1f\x7f]+|hf:{_HUB_ID})$",
+        json_schema_extra={
+            "patternErrorMessage": "file:PATH (plain text, or .jsonl with one object with a `text` key a "
+            "line) or hf:OWNER/NAME"
+        },
+    ),
+]
+
+Percent = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$",
+        json_schema_extra={"patternErrorMessage": "a percentage such as 3% or 0.5%"},
+    ),
+]
