@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from toolchain.data import load_table
-from toolchain.model.families import expected_tensors, linear_groups
+from toolchain.model.families import EMBEDDING, LM_HEAD, expected_tensors, linear_shapes, optional_tensors
 from toolchain.model.spec import ModelSpec
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -49,13 +49,13 @@ def weight_bytes(spec: ModelSpec, method: str = "none", group_size: int = 128) -
     model counts the shared table once, as embedding.
     """
     element = DTYPE_BYTES[spec.dtype]
-    linears = {f"{member}.weight" for group in linear_groups(spec) for member in group.members}
+    linears = {f"{module}.weight" for module in linear_shapes(spec)}
     embedding = head = layer_linears = layer_other = 0
     for name, shape in expected_tensors(spec).items():
         count = math.prod(shape)
-        if name == "model.embed_tokens.weight":
+        if name == EMBEDDING:
             embedding = count * element
-        elif name == "lm_head.weight":
+        elif name == LM_HEAD:
             head = 0 if spec.tie_word_embeddings else count * element
         elif name.removeprefix("model.layers.").partition(".")[2] in linears:
             layer_linears += _linear_bytes(shape, element, method, group_size)
@@ -110,16 +110,21 @@ def quantize_peak_bytes(spec: ModelSpec, samples: int, seq_len: int) -> int:
     first = sum(math.prod(shape) for name, shape in tensors.items() if name.startswith("model.layers.0."))
     widest = max(spec.intermediate_size, spec.num_attention_heads * spec.head_dim, spec.hidden_size)
     layer = 4 * (2 * first + widest * widest)
-    embedding = math.prod(tensors["model.embed_tokens.weight"]) * DTYPE_BYTES[spec.dtype]
+    embedding = math.prod(tensors[EMBEDDING]) * DTYPE_BYTES[spec.dtype]
     hidden_states = samples * seq_len * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     return hidden_states + max(layer, embedding)
 
 
-def human_bytes(bytes_: float) -> str:
+def parameter_count(spec: ModelSpec) -> int:
+    """Parameters, a tied table counted once."""
+    tied = optional_tensors(spec)
+    return sum(math.prod(shape) for name, shape in expected_tensors(spec).items() if name not in tied)
+
+
+def human_bytes(count: float) -> str:
     """Bytes as people read them: binary units, three digits."""
-    value = float(bytes_)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
         value /= 1024
-    return f"{value:.3g} TiB"
+        units.pop(0)
+    return f"{value:.0f} {units[0]}" if value >= 100 or units[0] == "B" else f"{value:.3g} {units[0]}"

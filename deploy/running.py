@@ -1,0 +1,61 @@
+"""Which server of this user serves which artifact: how `generate ARTIFACT` finds the one of `serve`.
+
+One small file per artifact in a directory that only this user can write, below the system's temporary
+directory. A file whose process is gone counts for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that was announced: the process that started it, and its addresses (host:port)."""
+
+    pid: int
+    grpc: str
+    http: str
+
+
+def find_running(artifact: Path) -> Running | None:
+    """The server of `artifact` that is up according to its announcement; None if there is none."""
+    try:
+        running = Running(**json.loads(_file(artifact).read_text()))
+        os.kill(running.pid, 0)
+    except (OSError, ValueError, TypeError):
+        return None
+    return running
+
+
+@contextlib.contextmanager
+def announced(artifact: Path, grpc: str, http: str) -> Iterator[None]:
+    """Announce this process as the server of `artifact` for as long as the block lasts."""
+    file = _file(artifact)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(Running(os.getpid(), grpc, http))))
+    temporary.replace(file)
+    try:
+        yield
+    finally:
+        mine = find_running(artifact)
+        if mine is not None and mine.pid == os.getpid():
+            file.unlink(missing_ok=True)
+
+
+def _file(artifact: Path) -> Path:
+    """Where the announcement of `artifact` (by its path, not its version) is kept."""
+    path = os.path.abspath(artifact)
+    directory = Path(tempfile.gettempdir()) / f"llmbuild-{os.getuid()}"
+    if directory.exists() and directory.stat().st_uid != os.getuid():
+        directory = Path.home() / ".cache" / "llmbuild" / "servers"
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    return directory / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"

@@ -1,0 +1,105 @@
+"""`llmbuild inspect`: what is in an artifact or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from toolchain.cli.common import JsonOption, emit, table, verb
+
+if TYPE_CHECKING:
+    from toolchain.pipeline.artifact import Artifact
+    from toolchain.pipeline.inspect import CheckpointFacts
+
+
+@verb
+def inspect(
+    path: Annotated[Path, typer.Argument(help="An artifact, or a directory with a model.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its sha256.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show what an artifact or a checkpoint holds: stages, layers, formats, sizes.
+
+    Example: llmbuild inspect artifacts/demo-int4
+    """
+    from toolchain.errors import UsageError
+    from toolchain.pipeline.artifact import Artifact
+    from toolchain.pipeline.inspect import inspect_checkpoint, inspect_path
+
+    found = inspect_path(path)
+    if isinstance(found, Artifact):
+        if verify:
+            found.verify()
+        checkpoint = inspect_checkpoint(found.dir("quantize")) if "quantize" in found.manifest.stages else None
+        if json:
+            emit(_artifact_json(found) | {"checkpoint": checkpoint and _checkpoint_json(checkpoint)})
+            return
+        _print_artifact(found)
+        if verify:
+            typer.echo("every file is what was published\n")
+        if checkpoint:
+            _print_checkpoint(checkpoint)
+        return
+    if verify:
+        raise UsageError("only an artifact has digests to verify", where=str(path))
+    if json:
+        emit(_checkpoint_json(found))
+    else:
+        _print_checkpoint(found)
+
+
+def _artifact_json(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "name": manifest.name,
+        "created": manifest.created,
+        "stages": [entry.record.to_json() for entry in manifest.stages.values()],
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+    }
+
+
+def _checkpoint_json(facts: CheckpointFacts) -> dict[str, Any]:
+    return {
+        "path": facts.path,
+        "architecture": facts.architecture,
+        "quantization": facts.quantization,
+        "bytes": facts.nbytes,
+        "tensors": [vars(row) for row in facts.rows],
+    }
+
+
+def _print_artifact(artifact: Artifact) -> None:
+    from toolchain.plan.memory import human_bytes
+
+    manifest = artifact.manifest
+    rows = []
+    for name, entry in manifest.stages.items():
+        size = sum(file.size for path, file in manifest.files.items() if path.startswith(f"{name}/"))
+        tools = ", ".join(f"{tool} {version}" for tool, version in entry.record.tools.items())
+        peak = human_bytes(entry.record.peak_memory)
+        rows.append([name, human_bytes(size), f"{entry.record.seconds:.1f} s", peak, tools, _facts(entry.record.facts)])
+    table(
+        ["stage", ">size", ">time", ">peak memory", "tools", "facts"], rows, title=f"{manifest.name}, {manifest.created}"
+    )
+
+
+def _facts(facts: dict[str, Any] | Any) -> str:
+    """The short ones among a stage's facts."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int) and value != "")
+
+
+def _print_checkpoint(facts: CheckpointFacts) -> None:
+    from toolchain.plan.memory import human_bytes
+
+    algo = facts.quantization.get("quant_algo") or "unquantized"
+    rows = [
+        [row.name, str(row.count), row.dtype, " x ".join(map(str, row.shape)), human_bytes(row.nbytes)]
+        for row in facts.rows
+    ]
+    table(
+        ["tensor", ">count", "dtype", "shape", ">size"],
+        rows,
+        title=f"{facts.architecture}, {algo}, {human_bytes(facts.nbytes)}",
+    )

@@ -1,0 +1,16 @@
+"""Engine flavours: one module each, all of one Protocol (`toolchain.engine.base.Flavour`)."""
+
+from __future__ import annotations
+
+from toolchain.engine.base import Flavour
+
+
+def flavour(name: str) -> Flavour:
+    """The flavour of that name: openvino, tensorrt, pytorch or vllm."""
+    if name == "openvino":
+        from toolchain.engine.openvino.flavour import OpenVINO
+
+        return OpenVINO()
+    from toolchain.engine.gpu import GpuFlavour
+
+    return GpuFlavour(name)

@@ -1,0 +1,43 @@
+"""`Flavour`: what the build asks of every engine flavour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from toolchain.errors import ToolchainError
+from toolchain.progress import Progress
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Recipe
+
+Config = Mapping[str, Any]
+"""JSON: the values of the recipe that one step's output depends on, and no others. It is part of its key."""
+
+
+class Flavour(Protocol):
+    """One way to run a model. Its steps are pure functions of directories and a `Config`.
+
+    The `*_config` methods pick a step's values from the recipe; the steps themselves never see a recipe.
+    """
+
+    name: str
+
+    def missing(self, recipe: Recipe) -> list[ToolchainError]:
+        """What this machine lacks to run the flavour's steps for `recipe`; empty when nothing."""
+
+    def tools(self) -> dict[str, str]:
+        """Name to version of the tools that the engine's bytes depend on."""
+
+    def engine_config(self, recipe: Recipe) -> Config:
+        """What `build` depends on."""
+
+    def build(self, checkpoint: Path, out_dir: Path, config: Config, progress: Progress) -> dict[str, Any]:
+        """Make the engine from a quantized Hugging Face checkpoint; return facts for the manifest."""
+
+    def repository_config(self, recipe: Recipe) -> Config:
+        """What `render` depends on."""
+
+    def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
+        """Make the Triton model repository around the engine, check it, and return facts."""

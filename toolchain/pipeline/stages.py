@@ -1,0 +1,152 @@
+"""The stages of a build: source -> quantize -> engine -> repository.
+
+Each function here says what one stage depends on and wraps the package that does the work. A stage's run
+reads only its context, so a value that matters is in its config, and so in its key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.engine import flavour
+from toolchain.pipeline.stage import Source, Stage, StageContext
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Recipe
+
+STAGES = ("source", "quantize", "engine", "repository")
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+"""What a model is; other files beside it (cards, texts, original checkpoints) may change freely."""
+
+
+def build_stages(recipe: Recipe, model: Path, revision: str | None) -> list[Stage]:
+    """The stages of `recipe`, whose model's files lie in `model`.
+
+    Args:
+        recipe: a valid recipe.
+        model: the directory with the source model.
+        revision: the commit that the recipe's revision resolved to; None for a local directory.
+    """
+    return [
+        _source(model, revision),
+        _quantize(recipe, model),
+        _engine(recipe),
+        _repository(recipe),
+    ]
+
+
+def _source(model: Path, revision: str | None) -> Stage:
+    return Stage(
+        name="source",
+        version=1,
+        run=_check_source,
+        sources={"model": Source(model, MODEL_FILES)},
+        config={"revision": revision},
+    )
+
+
+def _check_source(context: StageContext) -> None:
+    """Read every weight once, so that a broken model is refused before hours go into it."""
+    from toolchain.model.checkpoint import Checkpoint
+    from toolchain.model.spec import load_spec
+
+    directory = context.inputs["model"]
+    spec = load_spec(directory)
+    checkpoint = Checkpoint.open(directory)
+    checkpoint.verify(spec)
+    checkpoint.check_finite(context.progress)
+    facts = {"revision": context.config["revision"], "spec": asdict(spec), "tensors": len(checkpoint.names)}
+    (context.out_dir / "source.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    context.facts["architecture"] = spec.architecture
+
+
+def _quantize(recipe: Recipe, model: Path) -> Stage:
+    quant, calibration = recipe.quantization, recipe.quantization.calibration
+    sources = {"model": Source(model, MODEL_FILES)}
+    config: dict[str, Any] = {"method": quant.method, "dtype": recipe.model.dtype}
+    if quant.method != "none":
+        config |= {"group_size": quant.group_size, "exclude": list(quant.exclude)}
+        if calibration is not None and calibration.file is not None:
+            sources["calibration"] = Source(calibration.file)
+            config["calibration"] = {
+                "samples": calibration.samples,
+                "seq_len": calibration.seq_len,
+                "seed": calibration.seed,
+            }
+    return Stage(
+        name="quantize",
+        version=1,
+        run=_run_quantize,
+        inputs=("source",),
+        sources=sources,
+        config=config,
+        tools=versions("torch"),
+    )
+
+
+def _run_quantize(context: StageContext) -> None:
+    from quantize.run import quantize_checkpoint
+
+    report = quantize_checkpoint(
+        context.inputs["model"],
+        context.out_dir,
+        context.work_dir,
+        config=context.config,
+        calibration_file=context.inputs.get("calibration"),
+        progress=context.progress,
+    )
+    context.facts.update(report)
+
+
+def _engine(recipe: Recipe) -> Stage:
+    chosen = flavour(recipe.engine.flavour)
+
+    def run(context: StageContext) -> None:
+        context.facts.update(
+            chosen.build(context.inputs["quantize"], context.out_dir, context.config, context.progress)
+        )
+
+    return Stage(
+        name="engine",
+        version=1,
+        run=run,
+        inputs=("quantize",),
+        config={"flavour": chosen.name, **chosen.engine_config(recipe)},
+        tools=chosen.tools(),
+    )
+
+
+def _repository(recipe: Recipe) -> Stage:
+    chosen = flavour(recipe.engine.flavour)
+
+    def run(context: StageContext) -> None:
+        inputs = context.inputs
+        context.facts.update(
+            chosen.render(inputs["engine"], inputs["quantize"], context.out_dir, context.config)
+        )
+
+    return Stage(
+        name="repository",
+        version=1,
+        run=run,
+        inputs=("quantize", "engine"),
+        config={"flavour": chosen.name, **chosen.repository_config(recipe)},
+        tools=versions("llmbuild"),
+    )
+
+
+def versions(*packages: str) -> Mapping[str, str]:
+    """The installed version of each package, without importing it; "absent" if it is not there."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found

@@ -1,0 +1,152 @@
+"""Which tools a recipe needs, which of them are here, and how to get the others."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from toolchain.engine import flavour
+from toolchain.errors import LlmbuildError, ToolchainError
+from toolchain.pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Recipe
+
+BUILT_METHODS = frozenset({"none", "awq"})
+"""Quantization methods that this release performs; a recipe may name others, to be planned."""
+
+
+def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainError]:
+    """What this machine lacks to build `recipe` up to stage `until` (all by default); empty when nothing."""
+    last = STAGES.index(until) if until in STAGES else len(STAGES) - 1
+    missing = []
+    if last >= STAGES.index("quantize"):
+        missing += _missing_for_quantization(recipe)
+    if last >= STAGES.index("engine"):
+        missing += flavour(recipe.engine.flavour).missing(recipe)
+    return missing
+
+
+def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
+    quant = recipe.quantization
+    missing = []
+    if quant.method not in BUILT_METHODS or quant.kv_cache != "auto":
+        asked = quant.method if quant.method not in BUILT_METHODS else f"kv_cache: {quant.kv_cache}"
+        missing.append(
+            ToolchainError(
+                f"this release cannot quantize with {asked} yet",
+                where="quantization",
+                why=f"it performs {', '.join(sorted(BUILT_METHODS))}; the recipe still validates and plans",
+                fix="take method awq, or quantize with NVIDIA ModelOpt on another machine",
+            )
+        )
+    if quant.provider == "modelopt":
+        missing.append(
+            ToolchainError(
+                "this release cannot run ModelOpt as the quantizer yet",
+                where="quantization.provider",
+                fix="use provider: native",
+            )
+        )
+    calibration = quant.calibration
+    if calibration is not None and calibration.file is None and quant.method != "none":
+        missing.append(
+            ToolchainError(
+                f"this release cannot fetch the calibration data set {calibration.dataset} yet",
+                where="quantization.calibration.dataset",
+                fix="save some of its text to a file and name it as file:PATH",
+            )
+        )
+    return missing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `doctor` looked at."""
+
+    what: str
+    ok: bool
+    found: str
+    fix: str
+
+
+def examine() -> list[Finding]:
+    """Look at this machine: interpreter, memory, disk, packages, server, GPU, containers."""
+    return [
+        Finding("Python", True, platform.python_version(), ""),
+        _memory(),
+        _store(),
+        _package("torch", "quantizing", "pip install llmbuild"),
+        _package("openvino", "the openvino flavour", "pip install 'llmbuild[openvino]'"),
+        _package("openvino-genai", "the openvino flavour", "pip install 'llmbuild[openvino]'"),
+        _package("tritonclient", "talking to Triton", "pip install llmbuild"),
+        _triton(),
+        _package("nvidia-modelopt", "NVIDIA's quantizer", "pip install 'llmbuild[modelopt]'"),
+        _package("tensorrt-llm", "the tensorrt and pytorch flavours", "use NVIDIA's TensorRT-LLM container"),
+        _gpu(),
+        _container_engine(),
+    ]
+
+
+def _memory() -> Finding:
+    from toolchain.plan.memory import human_bytes
+    from toolchain.plan.plan import host_memory
+
+    return Finding("memory", True, f"{human_bytes(host_memory())}, {os.cpu_count()} CPUs", "")
+
+
+def _store() -> Finding:
+    from toolchain.pipeline.store import Store
+    from toolchain.plan.memory import human_bytes
+
+    try:
+        root = Store.open().root
+    except LlmbuildError as error:
+        return Finding("store", False, str(error.what), error.fix or "")
+    free = shutil.disk_usage(root).free
+    return Finding(
+        "store", free > 2**30, f"{root}, {human_bytes(free)} free", "point LLMBUILD_STORE at a larger disk"
+    )
+
+
+def _package(name: str, purpose: str, fix: str) -> Finding:
+    try:
+        return Finding(name, True, version(name), "")
+    except PackageNotFoundError:
+        return Finding(name, False, f"absent ({purpose})", fix)
+
+
+def _triton() -> Finding:
+    from deploy.find import find_triton
+
+    try:
+        triton = find_triton()
+    except LlmbuildError as error:
+        return Finding("Triton", False, error.what, error.fix or "")
+    return Finding("Triton", True, f"{triton.kind}, {triton.binary}", "")
+
+
+def _gpu() -> Finding:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return Finding("NVIDIA GPU", False, "absent", "build engines where the GPU is that will serve")
+    lines = answer.stdout.strip().splitlines()
+    found = answer.returncode == 0 and bool(lines)
+    return Finding(
+        "NVIDIA GPU", found, "; ".join(lines) or answer.stderr.strip(), "check the driver with nvidia-smi"
+    )
+
+
+def _container_engine() -> Finding:
+    for name in ("docker", "podman"):
+        path = shutil.which(name)
+        if path:
+            return Finding("container engine", True, path, "")
+    return Finding("container engine", False, "absent", "install docker or podman for NVIDIA's containers")

@@ -1,0 +1,268 @@
+"""`make_plan`: what a recipe will need and whether it can work, from facts alone, before any work."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.data import load_table
+from toolchain.errors import PlanError
+from toolchain.plan import compat, memory
+from toolchain.plan.facts import model_facts
+
+if TYPE_CHECKING:
+    from toolchain.model.spec import ModelSpec
+    from toolchain.recipe import Recipe
+
+GPU_RUNTIME_BYTES = 2 * 2**30
+"""CUDA context, libraries and workspace of a rank; measured values in reports lie between 1 and 2.5 GiB."""
+
+CPU_RUNTIME_BYTES = 400 * 2**20
+"""The server, its Python models and the engine's libraries, without weights and cache."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a plan. Bytes are of the fullest rank where a recipe has several.
+
+    Args:
+        device: what the memory budget is of: a GPU name, or "host memory".
+        device_bytes: memory of one device; None when it is not known.
+        kv_tokens_wanted: tokens that `max_batch_size` sequences of `max_seq_len` would need.
+        kv_tokens_fit: tokens whose cache fits beside the weights; None without a budget.
+        problems: why the recipe cannot work; empty when it can.
+        notes: what a careful engineer would say before spending the time.
+    """
+
+    recipe: str
+    flavour: str
+    method: str
+    ranks: int
+    spec: ModelSpec
+    spec_origin: str
+    parameters: int
+    source_bytes: int
+    stored_bytes: int
+    rank_bytes: int
+    kv_dtype: str
+    kv_bytes_per_token: float
+    kv_tokens_wanted: int
+    kv_tokens_fit: int | None
+    max_seq_len: int
+    max_batch_size: int
+    device: str
+    device_bytes: int | None
+    quantize_peak_bytes: int
+    problems: list[PlanError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sequences_fit(self) -> int | None:
+        """Sequences of `max_seq_len` tokens whose cache fits at the same time."""
+        return None if self.kv_tokens_fit is None else self.kv_tokens_fit // self.max_seq_len
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a JSON object; the model as its few deciding numbers."""
+        spec = self.spec
+        model = {
+            "architecture": spec.architecture,
+            "origin": self.spec_origin,
+            "parameters": self.parameters,
+            "layers": spec.num_hidden_layers,
+            "heads": spec.num_attention_heads,
+            "kv_heads": spec.num_key_value_heads,
+            "head_dim": spec.head_dim,
+            "max_position_embeddings": spec.max_position_embeddings,
+        }
+        skipped = {"spec", "spec_origin", "parameters", "problems"}
+        figures = {name: value for name, value in vars(self).items() if name not in skipped}
+        return figures | {
+            "sequences_fit": self.sequences_fit,
+            "model": model,
+            "problems": [problem.to_json() for problem in self.problems],
+        }
+
+    def check(self) -> None:
+        """Raise the first problem, with the others as its reason, if there is any."""
+        if self.problems:
+            first, *others = self.problems
+            why = "; ".join(filter(None, [first.why, *(f"also: {other.what}" for other in others)]))
+            raise PlanError(first.what, where=first.where, why=why or None, fix=first.fix)
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Plan `recipe`: memory by rank, KV cache, what fits, what cannot work.
+
+    Reads the model's config.json (or the table of published models) and this machine's memory size.
+
+    Raises:
+        ModelError, ToolchainError: the model's config cannot be had.
+    """
+    facts = model_facts(recipe.model.source, recipe.model.revision)
+    spec, engine, quant = facts.spec, recipe.engine, recipe.quantization
+    tensor, pipeline = recipe.parallelism.tensor, recipe.parallelism.pipeline
+    on_cpu = engine.flavour == "openvino"
+
+    source = memory.weight_bytes(spec)
+    stored = memory.weight_bytes(spec, quant.method, quant.group_size)
+    rank_bytes = memory.rank_weight_bytes(spec, stored, tensor, pipeline)
+    if on_cpu:
+        rank_bytes = memory.openvino_resident_bytes(spec, stored, quant.method, engine.precision)
+    kv_dtype = _kv_dtype(recipe, spec)
+    kv_per_token = memory.kv_bytes_per_token(spec, kv_dtype, tensor, pipeline)
+    max_seq_len = engine.max_seq_len or spec.max_position_embeddings
+    wanted = engine.kv_cache.max_tokens or engine.max_batch_size * max_seq_len
+
+    problems = compat.parallel_problems(spec, quant.method, quant.group_size, tensor, pipeline)
+    notes = []
+    if max_seq_len > spec.max_position_embeddings:
+        problems.append(
+            PlanError(
+                f"max_seq_len {max_seq_len} exceeds the {spec.max_position_embeddings} positions of the model",
+                where="engine.max_seq_len",
+                fix=f"use {spec.max_position_embeddings} or less",
+            )
+        )
+    device, device_bytes = _device(recipe, problems)
+    fit = None
+    if device_bytes is not None:
+        if on_cpu:
+            free = device_bytes - rank_bytes - CPU_RUNTIME_BYTES
+        else:
+            work = _activation_bytes(recipe, spec)
+            free = int(
+                (device_bytes - rank_bytes - GPU_RUNTIME_BYTES - work) * engine.kv_cache.free_gpu_mem_fraction
+            )
+        fit = max(0, int(free / kv_per_token))
+        if engine.kv_cache.max_tokens is not None and not on_cpu:
+            fit = min(fit, engine.kv_cache.max_tokens)
+        problems += _fit_problems(recipe, rank_bytes, device, device_bytes, fit, wanted, max_seq_len)
+    if not on_cpu:
+        notes += _gpu_notes(recipe, fit, wanted)
+    calibration = quant.calibration
+    return Plan(
+        recipe=recipe.name,
+        flavour=engine.flavour,
+        method=quant.method,
+        ranks=recipe.parallelism.world_size,
+        spec=spec,
+        spec_origin=facts.origin,
+        parameters=memory.parameter_count(spec),
+        source_bytes=source.total,
+        stored_bytes=stored.total,
+        rank_bytes=rank_bytes,
+        kv_dtype=kv_dtype,
+        kv_bytes_per_token=kv_per_token,
+        kv_tokens_wanted=wanted,
+        kv_tokens_fit=fit,
+        max_seq_len=max_seq_len,
+        max_batch_size=engine.max_batch_size,
+        device=device,
+        device_bytes=device_bytes,
+        quantize_peak_bytes=memory.quantize_peak_bytes(
+            spec, calibration.samples if calibration else 0, calibration.seq_len if calibration else 0
+        ),
+        problems=problems,
+        notes=notes,
+    )
+
+
+def _kv_dtype(recipe: Recipe, spec: ModelSpec) -> str:
+    """The cache's element type that the recipe's words come to."""
+    if recipe.engine.flavour == "openvino":
+        if recipe.engine.kv_cache.dtype != "auto":
+            return recipe.engine.kv_cache.dtype
+        return "f32" if recipe.engine.precision == "exact" else "u8"
+    if recipe.quantization.kv_cache != "auto":
+        return recipe.quantization.kv_cache
+    return {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}[spec.dtype]
+
+
+def _device(recipe: Recipe, problems: list[PlanError]) -> tuple[str, int | None]:
+    """The device to plan for and its memory in bytes; a GPU that no table knows is a problem."""
+    if recipe.engine.flavour == "openvino":
+        return "host memory", host_memory()
+    gpu = recipe.engine.gpu
+    if gpu is None:
+        return "GPU (engine.gpu not given)", None
+    gpus = load_table("gpus")
+    if gpu not in gpus:
+        near = difflib.get_close_matches(gpu, gpus, 1)
+        problems.append(
+            PlanError(
+                f"no facts about GPU {gpu}",
+                where="engine.gpu",
+                fix=f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(gpus)}",
+            )
+        )
+        return gpu, None
+    problems += compat.gpu_problems(recipe.quantization.method, recipe.quantization.kv_cache, gpu)
+    return gpu, int(gpus[gpu]["memory_gib"] * 2**30)
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of the control group that confines this process if less."""
+    total = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal:")
+    )
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        return min(total, int(text))
+    return total
+
+
+def _activation_bytes(recipe: Recipe, spec: ModelSpec) -> int:
+    """Rough peak of a step's activations: MLP intermediates for max_num_tokens, float32 logits per sequence."""
+    engine, tensor = recipe.engine, recipe.parallelism.tensor
+    mlp = engine.max_num_tokens * (2 * spec.intermediate_size // tensor + 4 * spec.hidden_size) * 2
+    return int(mlp + engine.max_batch_size * spec.vocab_size * 4)
+
+
+def _fit_problems(
+    recipe: Recipe, rank_bytes: int, device: str, device_bytes: int, fit: int, wanted: int, max_seq_len: int
+) -> list[PlanError]:
+    human = memory.human_bytes
+    if fit < max_seq_len:
+        room = f"{fit} tokens of KV cache" if fit else "no KV cache"
+        fix = "lower engine.max_seq_len, quantize further"
+        if recipe.engine.flavour != "openvino":
+            fix += ", raise parallelism.tensor or choose a larger engine.gpu"
+        return [
+            PlanError(
+                f"one sequence of {max_seq_len} tokens does not fit: {human(device_bytes)} of {device} hold "
+                f"{human(rank_bytes)} of weights and then {room}",
+                where="engine",
+                fix=fix,
+            )
+        ]
+    if recipe.engine.flavour == "openvino" and fit < wanted:
+        return [
+            PlanError(
+                f"a KV cache of {wanted} tokens does not fit {human(device_bytes)} of {device}: {fit} would",
+                where="engine.kv_cache.max_tokens" if recipe.engine.kv_cache.max_tokens else "engine",
+                fix=f"set engine.kv_cache.max_tokens to {fit} or less, or lower max_batch_size or max_seq_len",
+            )
+        ]
+    return []
+
+
+def _gpu_notes(recipe: Recipe, fit: int | None, wanted: int) -> list[str]:
+    notes = []
+    method, batch = recipe.quantization.method, recipe.engine.max_batch_size
+    if method in {"awq", "gptq", "int4_wo"} and batch >= 8:
+        notes.append(
+            f"{method} is weight-only: it wins at batch 1 and loses to bf16 or fp8 from about batch 8 on a GPU; "
+            f"max_batch_size is {batch}. For throughput on Hopper or Ada, consider method fp8."
+        )
+    if fit is not None and fit < wanted:
+        notes.append(
+            f"the cache holds {fit} tokens, not the {wanted} of {batch} full-length sequences: "
+            f"{recipe.deploy.scheduler} will make requests wait" if recipe.deploy.scheduler == "guaranteed_no_evict"
+            else f"the cache holds {fit} tokens, not the {wanted} of {batch} full-length sequences: some will be "
+            "paused and recomputed"
+        )
+    return notes
