@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from toolchain.errors import LlmbuildError
-from toolchain.recipe.document import Leaf, Path, Table, find, leaves, locate, plain
+from toolchain.recipe.document import KeyPath, Leaf, Table, Tree, find, leaves, locate, plain
 from toolchain.recipe.fields import Fragment, all_paths, as_yaml, expectation, fragment_at, nearest
 from toolchain.recipe.marks import Mark, problem, quoted, shown
 from toolchain.recipe.rules import violations
-from toolchain.recipe.scalars import ambiguity
+from toolchain.recipe.scalars import ambiguity, resolve
 from toolchain.recipe.schema import Recipe
+from toolchain.recipe.section import DATASET_FORM, PERCENT_FORM, SLUG_FORM, SOURCE_FORM
 
 Found = tuple[Mark, LlmbuildError]
 
@@ -66,7 +68,7 @@ def diagnose(tree: Table, *, complete: bool) -> tuple[Recipe | None, list[Llmbui
         complete: False when parts of it could not be read; what is absent is then no problem.
     """
     found: list[Found] = []
-    bad: set[Path] = set()
+    bad: set[KeyPath] = set()
     recipe, errors = _validate(plain(tree))
     unknown = {error["loc"] for error in errors if error["type"] == "extra_forbidden"}
     for path, leaf in leaves(tree):
@@ -93,7 +95,7 @@ def _validate(data: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
         return None, error.errors(include_url=False, include_context=False)
 
 
-def _valid_part(data: Any, bad: set[Path]) -> Recipe | None:
+def _valid_part(data: Any, bad: set[KeyPath]) -> Recipe | None:
     """A recipe of what is valid in `data`, with defaults for the rest, so that rules can judge that much."""
     for _ in range(8):  # removing a value can make its section incomplete, and so on upwards
         for path in bad:
@@ -107,7 +109,7 @@ def _valid_part(data: Any, bad: set[Path]) -> Recipe | None:
     return None
 
 
-def _remove(data: Any, path: Path) -> None:
+def _remove(data: Any, path: KeyPath) -> None:
     for step in path[:-1]:
         if isinstance(step, int):  # an element of a list: the list goes
             break
@@ -121,7 +123,7 @@ def _remove(data: Any, path: Path) -> None:
             data.pop(path[-1], None)
 
 
-def _broken_rules(tree: Table, recipe: Recipe | None, bad: set[Path]) -> list[Found]:
+def _broken_rules(tree: Table, recipe: Recipe | None, bad: set[KeyPath]) -> list[Found]:
     if recipe is None:
         return []
     wrong = {".".join(map(str, path)) for path in bad}
@@ -138,12 +140,12 @@ def _broken_rules(tree: Table, recipe: Recipe | None, bad: set[Path]) -> list[Fo
     return found
 
 
-def _name(path: Path) -> str:
+def _name(path: KeyPath) -> str:
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _unclear(path: Path, leaf: Leaf, why: str, meant: str) -> Found:
+def _unclear(path: KeyPath, leaf: Leaf, why: str, meant: str) -> Found:
     fragment = fragment_at(path) or {}
     as_text = f'"{leaf.raw}"'
     if fragment.get("type") == "string":
@@ -159,7 +161,7 @@ def _unclear(path: Path, leaf: Leaf, why: str, meant: str) -> Found:
 
 def _explain(tree: Table, error: ErrorDetails) -> Found:
     """What pydantic found, in our words and at its place."""
-    path: Path = error["loc"]
+    path: KeyPath = error["loc"]
     if error["type"] == "extra_forbidden":
         return _unknown_key(tree, path)
     fragment = fragment_at(path)
@@ -182,7 +184,7 @@ def _explain(tree: Table, error: ErrorDetails) -> Found:
     )
 
 
-def _unknown_key(tree: Table, path: Path) -> Found:
+def _unknown_key(tree: Table, path: KeyPath) -> Found:
     mark = locate(tree, path, key=True)
     key, section = str(path[-1]), path[:-1]
     names = list((fragment_at(section) or {}).get("properties", {}))
@@ -200,28 +202,58 @@ def _unknown_key(tree: Table, path: Path) -> Found:
     return mark, problem(f"unknown key {quoted(_name(path))}", mark, why=why, fix=fix)
 
 
-def _mend(path: Path, fragment: Fragment, value: object, tree: Any) -> str:
+def _mend(path: KeyPath, fragment: Fragment, value: object, tree: Tree | None) -> str:
     """The edit that most likely makes `value` acceptable."""
-    field = str(path[-1]) if path else ""
     if "properties" in fragment:
-        return f"remove `{field}:`, or indent its fields below it"
+        return f"remove `{path[-1]}:`, or indent its fields below it" if path else "begin with `schema: 1`"
     if value is None:
         default = fragment.get("default")
         return "remove the line" + (f" to get the default, {as_yaml(default)}" if default is not None else "")
     if "enum" in fragment:
         return _choice(fragment["enum"], value)
-    kind = fragment["type"]
     raw = tree.raw if isinstance(tree, Leaf) else None
-    if kind == "integer" and isinstance(value, str) and value.strip().isdecimal():
-        return f"remove the quotes: {int(value)}" if len(value) < 20 else "write a smaller number"
-    if kind == "integer" and isinstance(value, float) and value.is_integer():
-        return f"write {int(value)}" if abs(value) < 1e15 else "write a smaller number"
-    if kind == "string" and raw is not None and not isinstance(value, str):
-        pattern_wants_percent = "percentage" in fragment.get("patternErrorMessage", "")
-        return f"write {raw}%" if pattern_wants_percent else f'put quotes around it: "{raw}"'
-    if kind == "array" and not isinstance(value, list | dict):
+    mended = {"integer": _mend_number, "number": _mend_number, "string": _mend_text}.get(fragment["type"])
+    if mended is not None:
+        return mended(fragment, value, raw) or _see(path)
+    if fragment["type"] == "array" and isinstance(value, str | int | float):
         return f"write [{raw if raw is not None else value}]"
-    return f"see `llmbuild explain {_name(tuple(s for s in path if isinstance(s, str)))}`"
+    return _see(path)
+
+
+def _see(path: KeyPath) -> str:
+    return f"see `llmbuild explain {_name(tuple(step for step in path if isinstance(step, str)))}`"
+
+
+def _mend_number(fragment: Fragment, value: object, raw: str | None) -> str | None:
+    if isinstance(value, str):
+        number = resolve(value)
+        return f"remove the quotes: {value}" if raw is None and type(number) in (int, float) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    low, high = fragment.get("minimum"), fragment.get("maximum")
+    if low is not None and value < low:
+        return f"write {low} or more"
+    if high is not None and value > high:
+        return f"write {high} or less"
+    if fragment["type"] == "integer" and isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    return None
+
+
+def _mend_text(fragment: Fragment, value: object, raw: str | None) -> str | None:
+    form = fragment.get("patternErrorMessage", "")
+    if isinstance(value, str):
+        slug = re.sub(r"[^a-z0-9._-]+", "-", value.lower()).strip("._-")[:63]
+        if form == SLUG_FORM:
+            return f"write {slug}" if slug else None
+        if form == DATASET_FORM and ":" not in value:
+            return f"write file:{value}" if value.isprintable() and value else None
+        if form == SOURCE_FORM and value.count("/") > 1 and value.isprintable():
+            return f"for a directory, write ./{value}"
+        return None
+    if raw is None:
+        return None
+    return f"write {raw}%" if form == PERCENT_FORM else f'put quotes around it: "{raw}"'
 
 
 def _choice(choices: list[Any], value: object) -> str:
@@ -230,6 +262,4 @@ def _choice(choices: list[Any], value: object) -> str:
         near = word if word in choices else nearest(value, [str(choice) for choice in choices])
         if near is not None:
             return f"write {near}"
-    if isinstance(value, int | float) and all(isinstance(choice, int) for choice in choices):
-        return f"write {min(choices, key=lambda choice: abs(choice - value))}"
     return "write one of these"

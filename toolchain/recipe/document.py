@@ -51,7 +51,7 @@ class Table:
     keys: dict[str, Mark] = field(default_factory=dict)
 
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and list indices from the root to a value."""
 
 
@@ -253,7 +253,7 @@ def merge(base: Table, over: Table) -> Table:
     return Table(over.mark, values, base.keys | over.keys)
 
 
-def find(tree: Tree, path: Path) -> Tree | None:
+def find(tree: Tree, path: KeyPath) -> Tree | None:
     """The value at `path`, or None."""
     for step in path:
         if isinstance(tree, Table) and step in tree.values:
@@ -265,7 +265,7 @@ def find(tree: Tree, path: Path) -> Tree | None:
     return tree
 
 
-def locate(tree: Tree, path: Path, *, key: bool = False) -> Mark:
+def locate(tree: Tree, path: KeyPath, *, key: bool = False) -> Mark:
     """The mark of what stands at `path`: of a scalar's or list's value, of a section's key.
 
     With `key`, the key's in any case. Where nothing stands there, the nearest section above it.
@@ -279,7 +279,7 @@ def locate(tree: Tree, path: Path, *, key: bool = False) -> Mark:
     return tree.mark
 
 
-def leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
+def leaves(tree: Tree, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Leaf]]:
     """Every scalar with its path, in the order of the tree."""
     if isinstance(tree, Leaf):
         yield path, tree

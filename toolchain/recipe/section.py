@@ -15,49 +15,41 @@ class Section(BaseModel):
 
 # Texts with a form. `patternErrorMessage` is what yaml-language-server and our own errors say instead of
 # the regular expression.
-Slug = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
-        json_schema_extra={
-            "patternErrorMessage": "lower-case letters, digits, '.', '_' and '-', at most 63 characters, "
-            "beginning with a letter or digit"
-        },
-    ),
-]
+SLUG_FORM = (
+    "lower-case letters, digits, '.', '_' and '-', at most 63 characters, beginning with a letter or digit"
+)
+SOURCE_FORM = "a Hugging Face id (owner/name), or a directory that begins with ./ ../ / or ~/"
+DATASET_FORM = "file:PATH or hf:OWNER/NAME"
+PERCENT_FORM = "a percentage such as 3% or 0.5%"
 
 # A Hub id is `name` or `owner/name`; a path begins with `.`, `/` or `~`. No look at the file system decides
 # which of the two is meant, so a recipe means the same on every machine.
 _HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
-_LOCAL = r"(/|\./|\.\./|~/|\.$|\.\.$|~$|/$)"
-_PRINTABLE = r"[^\x00-\x1f\x7f]*"
+_LOCAL = r"(\.{1,2}|~)?(/[^\x00-\x1f\x7f]*)?"
 
+Slug = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", json_schema_extra={"patternErrorMessage": SLUG_FORM}),
+]
 Source = Annotated[
     str,
     Field(
-        pattern=rf"^({_HUB_ID}|{_LOCAL}{_PRINTABLE})$",
-        json_schema_extra={
-            "patternErrorMessage": "a Hugging Face id (owner/name), or a directory that begins with "
-            "./ ../ / or ~/"
-        },
+        min_length=1,
+        pattern=rf"^({_HUB_ID}|{_LOCAL})$",
+        json_schema_extra={"patternErrorMessage": SOURCE_FORM},
     ),
 ]
-
 Dataset = Annotated[
     str,
     Field(
         pattern=rf"^(file:[^\x00-\x1f\x7f]+|hf:{_HUB_ID})$",
-        json_schema_extra={
-            "patternErrorMessage": "file:PATH (plain text, or .jsonl with one object with a `text` key a "
-            "line) or hf:OWNER/NAME"
-        },
+        json_schema_extra={"patternErrorMessage": DATASET_FORM},
     ),
 ]
-
 Percent = Annotated[
     str,
     Field(
         pattern=r"^[0-9]{1,3}(\.[0-9]{1,6})?%$",
-        json_schema_extra={"patternErrorMessage": "a percentage such as 3% or 0.5%"},
+        json_schema_extra={"patternErrorMessage": PERCENT_FORM},
     ),
 ]
