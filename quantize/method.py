@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from quantize.linear import QuantizedLinear
@@ -22,9 +21,6 @@ class Statistics(Protocol):
 
     def update(self, x_TI: Tensor) -> None:
         """Take in inputs x [tokens, in], in the dtype of the forward pass."""
-
-    def finite(self) -> bool:
-        """Whether every input so far was free of NaN and Inf."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,3 @@ class Method(Protocol):
 
     def quantize(self, group: Group, statistics: Any) -> QuantizedGroup:
         """Quantize one group, given the statistics of all its calibration inputs."""
-
-
-def storable(dtype: str) -> torch.dtype:
-    """The torch dtype of a `ModelSpec.dtype`."""
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]

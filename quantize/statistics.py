@@ -40,10 +40,6 @@ class InputStatistics:
         """float32 [in]: the mean of |x| of each channel. NaN or Inf where any input was."""
         return self._sum / self.tokens
 
-    def finite(self) -> bool:
-        """Whether every input so far was free of NaN and Inf."""
-        return bool(self._sum.isfinite().all())
-
     def update(self, x_TI: Tensor) -> None:
         """Take in rows x [tokens, in] of any float dtype."""
         x_TI = x_TI.float()
