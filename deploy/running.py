@@ -53,7 +53,7 @@ def announced(artifact: Path, grpc: str, http: str) -> Iterator[None]:
 
 def _file(artifact: Path) -> Path:
     """Where the announcement of `artifact` (by its path, not its version) is kept."""
-    path = os.path.abspath(artifact)
+    path = os.path.abspath(artifact)  # noqa: PTH100 - not resolve(): a rebuild changes what it links to
     directory = Path(tempfile.gettempdir()) / f"llmbuild-{os.getuid()}"
     if directory.exists() and directory.stat().st_uid != os.getuid():
         directory = Path.home() / ".cache" / "llmbuild" / "servers"

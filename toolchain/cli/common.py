@@ -85,7 +85,10 @@ def table(columns: list[str], rows: list[list[str]], *, title: str | None = None
 
     console = Console(soft_wrap=not sys.stdout.isatty())
     drawn = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        pad_edge=False,
     )
     for column in columns:
         drawn.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")

@@ -13,7 +13,9 @@ from toolchain.cli.common import JsonOption, emit, verb
 @verb
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("recipe.yaml"),
-    like: Annotated[str, typer.Option(help="The shipped recipe to begin from (see `llmbuild ls`).")] = "demo-int4",
+    like: Annotated[
+        str, typer.Option(help="The shipped recipe to begin from (see `llmbuild ls`).")
+    ] = "demo-int4",
     model: Annotated[str | None, typer.Option(help="The model's hub id or directory.")] = None,
     json: JsonOption = False,
 ) -> None:

@@ -32,7 +32,9 @@ def inspect(
     if isinstance(found, Artifact):
         if verify:
             found.verify()
-        checkpoint = inspect_checkpoint(found.dir("quantize")) if "quantize" in found.manifest.stages else None
+        checkpoint = (
+            inspect_checkpoint(found.dir("quantize")) if "quantize" in found.manifest.stages else None
+        )
         if json:
             emit(_artifact_json(found) | {"checkpoint": checkpoint and _checkpoint_json(checkpoint)})
             return
@@ -79,15 +81,28 @@ def _print_artifact(artifact: Artifact) -> None:
         size = sum(file.size for path, file in manifest.files.items() if path.startswith(f"{name}/"))
         tools = ", ".join(f"{tool} {version}" for tool, version in entry.record.tools.items())
         peak = human_bytes(entry.record.peak_memory)
-        rows.append([name, human_bytes(size), f"{entry.record.seconds:.1f} s", peak, tools, _facts(entry.record.facts)])
+        rows.append(
+            [
+                name,
+                human_bytes(size),
+                f"{entry.record.seconds:.1f} s",
+                peak,
+                tools,
+                _facts(entry.record.facts),
+            ]
+        )
     table(
-        ["stage", ">size", ">time", ">peak memory", "tools", "facts"], rows, title=f"{manifest.name}, {manifest.created}"
+        ["stage", ">size", ">time", ">peak memory", "tools", "facts"],
+        rows,
+        title=f"{manifest.name}, {manifest.created}",
     )
 
 
 def _facts(facts: dict[str, Any] | Any) -> str:
     """The short ones among a stage's facts."""
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int) and value != "")
+    return ", ".join(
+        f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int) and value != ""
+    )
 
 
 def _print_checkpoint(facts: CheckpointFacts) -> None:

@@ -68,7 +68,9 @@ def _print(plan: Plan) -> None:
                 f"{human_bytes(plan.device_bytes)} of {plan.device}",
             ]
         )
-    rows.append(["quantizing", f"about {human_bytes(plan.quantize_peak_bytes)} beside the libraries, any depth"])
+    rows.append(
+        ["quantizing", f"about {human_bytes(plan.quantize_peak_bytes)} beside the libraries, any depth"]
+    )
     table([plan.recipe, ""], rows)
     for note in plan.notes:
         typer.echo(f"note: {note}")

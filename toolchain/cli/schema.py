@@ -27,7 +27,9 @@ def schema(
     text = json_module.dumps(recipe_json_schema(), indent=2) + "\n"
     try:
         if check is not None and (not check.is_file() or check.read_text() != text):
-            raise UsageError("is not the current schema", where=str(check), fix=f"llmbuild schema --write {check}")
+            raise UsageError(
+                "is not the current schema", where=str(check), fix=f"llmbuild schema --write {check}"
+            )
         if write is not None:
             write.write_text(text)
     except OSError as error:

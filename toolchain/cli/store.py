@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ def list_(json: JsonOption = False) -> None:
 
     with Store.open() as store:
         users = referenced(store)
-        records = [
+        records: list[dict[str, Any]] = [
             {
                 "stage": record.stage,
                 "key": record.key,
@@ -62,7 +62,15 @@ def size(json: JsonOption = False) -> None:
     with Store.open() as store:
         used = usage(store)
     if json:
-        emit({"path": store.root, "objects": used.objects, "work": used.work, "tmp": used.tmp, "total": used.total})
+        emit(
+            {
+                "path": store.root,
+                "objects": used.objects,
+                "work": used.work,
+                "tmp": used.tmp,
+                "total": used.total,
+            }
+        )
     else:
         parts = f"{human_bytes(used.objects)} outputs, {human_bytes(used.work)} interrupted work"
         typer.echo(f"{store.root}: {human_bytes(used.total)} ({parts})")
@@ -86,7 +94,14 @@ def gc(
     with Store.open() as store:
         collected = collect.gc(store, older_than=older_than * 3600, dry_run=dry_run)
     if json:
-        emit({"objects": collected.objects, "work": collected.work, "freed": collected.freed, "dry_run": dry_run})
+        emit(
+            {
+                "objects": collected.objects,
+                "work": collected.work,
+                "freed": collected.freed,
+                "dry_run": dry_run,
+            }
+        )
         return
     verb_ = "would free" if dry_run else "freed"
     typer.echo(

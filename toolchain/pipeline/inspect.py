@@ -56,7 +56,10 @@ def inspect_checkpoint(directory: Path) -> CheckpointFacts:
         directory,
         str((config.get("architectures") or ["unknown"])[0]),
         read_json_object(quantized).get("quantization", {}) if quantized.is_file() else {},
-        [TensorRow(name, len(sizes), dtype, shape, sum(sizes)) for (name, dtype, shape), sizes in kinds.items()],
+        [
+            TensorRow(name, len(sizes), dtype, shape, sum(sizes))
+            for (name, dtype, shape), sizes in kinds.items()
+        ],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError
-from toolchain.model.families import expected_tensors, linear_groups
+from toolchain.model.families import linear_shapes
 from toolchain.model.spec import ModelSpec
 
 GROUPWISE = frozenset({"awq", "gptq", "w4a8_awq"})
@@ -26,26 +26,25 @@ def parallel_problems(
     if kv_heads % tensor and tensor % kv_heads:
         problems.append(_split_error("KV heads", kv_heads, "parallelism.tensor", tensor))
     if spec.intermediate_size % tensor:
-        problems.append(_split_error("intermediate_size", spec.intermediate_size, "parallelism.tensor", tensor))
+        problems.append(
+            _split_error("intermediate_size", spec.intermediate_size, "parallelism.tensor", tensor)
+        )
     if pipeline > spec.num_hidden_layers:
         problems.append(_split_error("layers", spec.num_hidden_layers, "parallelism.pipeline", pipeline))
     if method in GROUPWISE:
         block = max(128 if method == "w4a8_awq" else 64, group_size) * tensor
-        shapes = expected_tensors(spec)
-        for group in linear_groups(spec):
-            for member in group.members:
-                shape = shapes[f"model.layers.0.{member}.weight"]
-                if any(size % block for size in shape):
-                    problems.append(
-                        PlanError(
-                            f"{member} is {shape[0]} x {shape[1]}: {method} with group size {group_size} needs "
-                            f"multiples of {block} at tensor parallelism {tensor}",
-                            where="quantization.group_size",
-                            why="TensorRT-LLM pads group-wise int4 linears at load, which a stored checkpoint "
-                            "cannot follow",
-                            fix="lower parallelism.tensor or quantization.group_size, or use method fp8",
-                        )
+        for module, shape in linear_shapes(spec).items():
+            if any(size % block for size in shape):
+                problems.append(
+                    PlanError(
+                        f"{module} is {shape[0]} x {shape[1]}: {method} with group size {group_size} needs "
+                        f"multiples of {block} at tensor parallelism {tensor}",
+                        where="quantization.group_size",
+                        why="TensorRT-LLM pads group-wise int4 linears at load, which a stored checkpoint "
+                        "cannot follow",
+                        fix="lower parallelism.tensor or quantization.group_size, or use method fp8",
                     )
+                )
     return problems
 
 

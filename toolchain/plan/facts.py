@@ -42,7 +42,9 @@ def model_facts(source: str, revision: str = "main") -> ModelFacts:
         return ModelFacts(load_spec(cached), f"{source}, in the local hub cache", cached)
     known = load_table("models").get(source)
     if known is not None:
-        return ModelFacts(ModelSpec.from_config(known, source), "the built-in table of published models", None)
+        return ModelFacts(
+            ModelSpec.from_config(known, source), "the built-in table of published models", None
+        )
     return ModelFacts(load_spec(_fetch(source, revision, ["config.json"])), f"{source} on the hub", None)
 
 

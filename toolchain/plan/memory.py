@@ -26,6 +26,9 @@ KV_DTYPE_BYTES: dict[str, Callable[[int], float]] = {
     "u8": lambda head_dim: head_dim * 40 / 32 + head_dim + 8,
 }
 
+UNQUANTIZED_FACTOR = 3
+"""Resident over stored bytes of an unquantized 16-bit matrix in OpenVINO's CPU plugin (2026.4)."""
+
 
 @dataclass(frozen=True)
 class WeightBytes:
@@ -70,11 +73,12 @@ def _linear_bytes(shape: tuple[int, ...], element: int, method: str, group_size:
     if method == "none":
         return out_features * in_features * element
     stored = load_table("formats")[method]
-    group = {"recipe": group_size, "row": in_features, "tensor": out_features * in_features}.get(
+    group: int = {"recipe": group_size, "row": in_features, "tensor": out_features * in_features}.get(
         stored["group"], stored["group"]
     )
     scales = math.ceil(out_features * in_features / group)
-    return (out_features * in_features * stored["bits"] + scales * stored["scale_bits"]) // 8
+    bits: int = out_features * in_features * stored["bits"] + scales * stored["scale_bits"]
+    return bits // 8
 
 
 def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeline: int) -> int:
@@ -87,6 +91,20 @@ def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeli
     per_layer = (weights.layer_linears // tensor + weights.layer_other) / spec.num_hidden_layers
     ends = weights.embedding + weights.head if pipeline == 1 else max(weights.embedding, weights.head)
     return int(per_layer * layers + ends / tensor)
+
+
+def openvino_resident_bytes(spec: ModelSpec, weights: WeightBytes, method: str) -> int:
+    """Memory that the weights take in OpenVINO's CPU plugin, which is not what they take on disk.
+
+    Quantized codes and scales, norms and the embedding table stay as stored. A bf16 or f16 matrix does not:
+    the plugin folds it to f32 and repacks that for its kernels, which comes to three times its size.
+    """
+    head = weights.head or weights.embedding  # a tied table is a matrix a second time
+    plain = head + (weights.layer_linears if method == "none" else 0)
+    factor = 1 if spec.dtype == "float32" else UNQUANTIZED_FACTOR
+    return (
+        weights.embedding + plain * factor + weights.layer_other + weights.layer_linears * (method != "none")
+    )
 
 
 def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline: int = 1) -> float:

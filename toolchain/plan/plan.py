@@ -109,7 +109,7 @@ def make_plan(recipe: Recipe) -> Plan:
     stored = memory.weight_bytes(spec, quant.method, quant.group_size)
     rank_bytes = memory.rank_weight_bytes(spec, stored, tensor, pipeline)
     if on_cpu:
-        rank_bytes = memory.openvino_resident_bytes(spec, stored, quant.method, engine.precision)
+        rank_bytes = memory.openvino_resident_bytes(spec, stored, quant.method)
     kv_dtype = _kv_dtype(recipe, spec)
     kv_per_token = memory.kv_bytes_per_token(spec, kv_dtype, tensor, pipeline)
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
@@ -120,7 +120,7 @@ def make_plan(recipe: Recipe) -> Plan:
     if max_seq_len > spec.max_position_embeddings:
         problems.append(
             PlanError(
-                f"max_seq_len {max_seq_len} exceeds the {spec.max_position_embeddings} positions of the model",
+                f"max_seq_len {max_seq_len} exceeds the model's {spec.max_position_embeddings} positions",
                 where="engine.max_seq_len",
                 fix=f"use {spec.max_position_embeddings} or less",
             )
@@ -216,7 +216,7 @@ def host_memory() -> int:
 
 
 def _activation_bytes(recipe: Recipe, spec: ModelSpec) -> int:
-    """Rough peak of a step's activations: MLP intermediates for max_num_tokens, float32 logits per sequence."""
+    """Rough peak of a step: MLP intermediates of max_num_tokens, float32 logits of each sequence."""
     engine, tensor = recipe.engine, recipe.parallelism.tensor
     mlp = engine.max_num_tokens * (2 * spec.intermediate_size // tensor + 4 * spec.hidden_size) * 2
     return int(mlp + engine.max_batch_size * spec.vocab_size * 4)
@@ -244,7 +244,7 @@ def _fit_problems(
             PlanError(
                 f"a KV cache of {wanted} tokens does not fit {human(device_bytes)} of {device}: {fit} would",
                 where="engine.kv_cache.max_tokens" if recipe.engine.kv_cache.max_tokens else "engine",
-                fix=f"set engine.kv_cache.max_tokens to {fit} or less, or lower max_batch_size or max_seq_len",
+                fix=f"set engine.kv_cache.max_tokens to {fit}, or lower max_batch_size or max_seq_len",
             )
         ]
     return []
@@ -255,14 +255,13 @@ def _gpu_notes(recipe: Recipe, fit: int | None, wanted: int) -> list[str]:
     method, batch = recipe.quantization.method, recipe.engine.max_batch_size
     if method in {"awq", "gptq", "int4_wo"} and batch >= 8:
         notes.append(
-            f"{method} is weight-only: it wins at batch 1 and loses to bf16 or fp8 from about batch 8 on a GPU; "
-            f"max_batch_size is {batch}. For throughput on Hopper or Ada, consider method fp8."
+            f"{method} is weight-only: on a GPU it wins at batch 1 and loses to bf16 or fp8 from about "
+            f"batch 8; max_batch_size is {batch}. For throughput on Ada or Hopper, consider method fp8."
         )
     if fit is not None and fit < wanted:
+        evicts = recipe.deploy.scheduler == "max_utilization"
         notes.append(
-            f"the cache holds {fit} tokens, not the {wanted} of {batch} full-length sequences: "
-            f"{recipe.deploy.scheduler} will make requests wait" if recipe.deploy.scheduler == "guaranteed_no_evict"
-            else f"the cache holds {fit} tokens, not the {wanted} of {batch} full-length sequences: some will be "
-            "paused and recomputed"
+            f"the cache holds {fit} tokens, not the {wanted} of {batch} full-length sequences: under "
+            f"full load some requests will {'be paused and recomputed' if evicts else 'wait'}"
         )
     return notes

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain.model.families import expected_tensors
+from toolchain.model.spec import ModelSpec
+from toolchain.plan import memory
+
+
+def spec(**changes) -> ModelSpec:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "torch_dtype": "bfloat16",
+        "vocab_size": 1000,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    }
+    return ModelSpec.from_config(config | changes, "config.json")
+
+
+@given(tensor=st.sampled_from([1, 2, 4, 8]), pipeline=st.integers(1, 6))
+def test_ranks_hold_at_least_their_share_of_everything(tensor, pipeline):
+    weights = memory.weight_bytes(spec())
+    rank = memory.rank_weight_bytes(spec(), weights, tensor, pipeline)
+    assert rank * tensor * pipeline >= weights.total * 0.999
+    assert rank <= weights.total
+
+
+def test_unquantized_weights_are_the_sum_of_the_tensors():
+    expected = sum(2 * math.prod(shape) for shape in expected_tensors(spec()).values())
+    assert memory.weight_bytes(spec()).total == expected
+    assert memory.parameter_count(spec()) * 2 == expected
+
+
+def test_a_tied_table_counts_once():
+    tied = spec(tie_word_embeddings=True)
+    assert memory.weight_bytes(tied).head == 0
+    assert memory.parameter_count(spec()) - memory.parameter_count(tied) == 1000 * 256
+
+
+def test_kv_heads_are_duplicated_beyond_their_number():
+    one = memory.kv_bytes_per_token(spec(), "f16")
+    assert one == 2 * 6 * 2 * 32 * 2
+    assert memory.kv_bytes_per_token(spec(), "f16", tensor=2) == one / 2
+    assert memory.kv_bytes_per_token(spec(), "f16", tensor=8) == one / 2
+
+
+def test_quantize_peak_does_not_grow_with_depth():
+    assert memory.quantize_peak_bytes(spec(), 8, 64) == memory.quantize_peak_bytes(
+        spec(num_hidden_layers=60), 8, 64
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (200 * 2**20, "200 MiB"), (3 * 2**40, "3 TiB")],
+)
+def test_human_bytes(count, text):
+    assert memory.human_bytes(count) == text

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from toolchain.errors import PlanError
+from toolchain.plan.plan import make_plan
+from toolchain.recipe import load_recipe
+
+CONFIGS = Path(__file__).parents[4] / "configs"
+
+
+def planned(name: str, *overrides: str):
+    return make_plan(load_recipe(CONFIGS / f"{name}.yaml", list(overrides)))
+
+
+def test_llama_70b_int4_on_four_ranks():
+    plan = planned("llama70b-int4", "engine.gpu=h100")
+    assert plan.problems == []
+    assert plan.parameters == 70_553_706_496  # as its model card counts them
+    assert plan.source_bytes == 2 * plan.parameters
+    # 80 layers of 855,638,016 linear weights: half a byte each, one f32 scale for 128 of them.
+    assert plan.stored_bytes == (
+        80 * 855_638_016 * (64 + 4) // 128 + 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
+    )
+    assert 0.25 < plan.rank_bytes / plan.stored_bytes < 0.27
+    # GQA: 8 KV heads, two of them on each of four ranks, 2 x 80 layers x 2 x 128 elements.
+    elements = 2 * 80 * 2 * 128
+    assert plan.kv_bytes_per_token == elements * {"bf16": 2, "fp8": 1}[plan.kv_dtype]
+    assert (plan.kv_tokens_fit or 0) > 100_000
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_shipped_recipe_plans(name):
+    plan = planned(name)
+    assert plan.problems == []
+    assert plan.to_json()["model"]["layers"] > 0
+
+
+def test_bf16_does_not_fit_one_small_gpu():
+    plan = planned("llama8b-fp8", "engine.gpu=l4", "quantization.method=none", "quantization.kv_cache=auto")
+    with pytest.raises(PlanError, match="does not fit"):
+        planned(
+            "llama8b-fp8", "engine.gpu=l4", "quantization.method=none", "engine.max_seq_len=131072"
+        ).check()
+    assert plan.rank_bytes == pytest.approx(8.03e9 * 2, rel=0.01)
+
+
+def test_fp8_has_no_kernel_on_ampere():
+    plan = planned("llama8b-fp8", "engine.gpu=a100-80g")
+    with pytest.raises(PlanError, match="fp8 has no kernel on a100-80g"):
+        plan.check()
+    assert "l40s" in str(plan.problems[0].fix)
+
+
+def test_unknown_gpu_names_the_nearest():
+    with pytest.raises(PlanError, match="did you mean h100"):
+        planned("llama70b-int4", "engine.gpu=h10").check()
+
+
+def test_groupwise_int4_needs_padded_multiples():
+    # Qwen2.5-7B: 18944 = 148 x 128, and 148 does not divide by 8; neither do 28 heads.
+    plan = planned("qwen2.5-7b-gptq", "parallelism.tensor=8", "engine.gpu=h100")
+    whats = [problem.what for problem in plan.problems]
+    assert any("28 attention heads cannot be split 8 ways" in what for what in whats)
+    assert any("mlp.down_proj is 3584 x 18944" in what for what in whats)
+
+
+def test_context_longer_than_the_model():
+    with pytest.raises(PlanError, match="exceeds the 32768 positions"):
+        planned("qwen2.5-7b-gptq", "engine.max_seq_len=40000").check()
+
+
+def test_cache_that_does_not_fit_host_memory(monkeypatch):
+    monkeypatch.setattr("toolchain.plan.plan.host_memory", lambda: 8 * 2**30)
+    with pytest.raises(PlanError, match="does not fit 8 GiB of host memory"):
+        planned("mistral7b-int4-cpu", "engine.max_batch_size=256", "engine.kv_cache.max_tokens=null").check()
+
+
+def test_weight_only_at_high_batch_is_noted():
+    assert any("weight-only" in note for note in planned("llama70b-int4", "engine.gpu=h100").notes)
