@@ -83,7 +83,7 @@ def table(columns: list[str], rows: list[list[str]], *, title: str | None = None
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console() if sys.stdout.isatty() else Console(width=200)  # no wrapping where programs read
     drawn = Table(
         title=title,
         title_justify="left",
@@ -94,7 +94,7 @@ def table(columns: list[str], rows: list[list[str]], *, title: str | None = None
         drawn.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     for row in rows:
         drawn.add_row(*row)
-    console.print(drawn, markup=False) if not rows else console.print(drawn)
+    console.print(drawn)
 
 
 def find_recipe(recipe: str) -> Path:

@@ -91,17 +91,35 @@ def _quantize(recipe: Recipe, model: Path) -> Stage:
 
 
 def _run_quantize(context: StageContext) -> None:
-    from quantize.run import quantize_checkpoint
+    from quantize.awq_method import Awq
+    from quantize.calibration import load_calibration
+    from quantize.driver import quantize_model
+    from toolchain.model.spec import load_spec
 
-    report = quantize_checkpoint(
-        context.inputs["model"],
+    config, model = context.config, context.inputs["model"]
+    method = calibration = None
+    if config["method"] == "awq":
+        method = Awq(config["group_size"])
+        calibration = load_calibration(
+            f"file:{context.inputs['calibration']}",
+            model,
+            vocab_size=load_spec(model).vocab_size,
+            **config["calibration"],
+        )
+    report = quantize_model(
+        model,
         context.out_dir,
         context.work_dir,
-        config=context.config,
-        calibration_file=context.inputs.get("calibration"),
-        progress=context.progress,
+        method=method,
+        calibration=calibration,
+        exclude=config.get("exclude", ()),
+        events=context.progress,
     )
-    context.facts.update(report)
+    context.facts["method"] = config["method"]
+    if calibration is not None:
+        context.facts["calibration_sha256"] = calibration.digest
+        errors = [linear["relative_error"] for linear in report["linears"].values()]
+        context.facts["mean_relative_error"] = round(sum(errors) / len(errors), 6)
 
 
 def _engine(recipe: Recipe) -> Stage:

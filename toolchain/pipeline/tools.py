@@ -35,14 +35,21 @@ def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainErr
 def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
     quant = recipe.quantization
     missing = []
-    if quant.method not in BUILT_METHODS or quant.kv_cache != "auto":
-        asked = quant.method if quant.method not in BUILT_METHODS else f"kv_cache: {quant.kv_cache}"
+    if quant.method not in BUILT_METHODS:
         missing.append(
             ToolchainError(
-                f"this release cannot quantize with {asked} yet",
-                where="quantization",
+                f"this release cannot quantize with {quant.method} yet",
+                where="quantization.method",
                 why=f"it performs {', '.join(sorted(BUILT_METHODS))}; the recipe still validates and plans",
-                fix="take method awq, or quantize with NVIDIA ModelOpt on another machine",
+                fix="--set quantization.method=awq, or quantize with NVIDIA ModelOpt",
+            )
+        )
+    if quant.kv_cache != "auto":
+        missing.append(
+            ToolchainError(
+                f"this release cannot store {quant.kv_cache} scales for the KV cache yet",
+                where="quantization.kv_cache",
+                fix="--set quantization.kv_cache=auto",
             )
         )
     if quant.provider == "modelopt":

@@ -66,7 +66,7 @@ def test_groupwise_int4_needs_padded_multiples():
 
 
 def test_context_longer_than_the_model():
-    with pytest.raises(PlanError, match="exceeds the 32768 positions"):
+    with pytest.raises(PlanError, match="exceeds the model's 32768 positions"):
         planned("qwen2.5-7b-gptq", "engine.max_seq_len=40000").check()
 
 

@@ -1,0 +1,107 @@
+"""`llmbuild generate`: one prompt, streamed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from toolchain.cli.common import JsonOption, emit, verb
+
+if TYPE_CHECKING:
+    from deploy.client import Client
+
+
+@verb
+def generate(
+    target: Annotated[str, typer.Argument(help="An artifact, or the gRPC address of a server (host:port).")],
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float | None, typer.Option(help="0 or none: greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this mass.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repetition.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "ensemble",
+    json: JsonOption = False,
+) -> None:
+    """Stream the answer to a prompt over gRPC; time to first token and tokens/s at the end.
+
+    An artifact that `llmbuild serve` is serving is asked there; otherwise it is served for this one answer.
+
+    Example: llmbuild generate artifacts/demo-int4 "def fibonacci(n):" --max-tokens 64
+    """
+    from deploy.client import Summary, render_chat
+    from toolchain.errors import UsageError
+
+    artifact = Path(target) if (Path(target) / "manifest.json").is_file() else None
+    if artifact is None and Path(target).is_dir():
+        raise UsageError(f"{target} is not an artifact", why="there is no manifest.json in it")
+    if chat:
+        if artifact is None:
+            raise UsageError(
+                "--chat needs an artifact, whose chat template it uses",
+                fix="name artifacts/NAME as the target",
+            )
+        from toolchain.pipeline.artifact import Artifact
+
+        messages = [{"role": "user", "content": prompt}]
+        prompt = render_chat(Artifact.open(artifact).dir("quantize"), messages)
+    text, summary = [], None
+    with _client(target, artifact) as client:
+        for part in client.generate(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop_words=stop,
+            model=model,
+        ):
+            if isinstance(part, Summary):
+                summary = part
+            else:
+                text.append(part.text)
+                if not json:
+                    typer.echo(part.text, nl=False)
+    if json:
+        emit({"text": "".join(text), **(vars(summary) if summary else {})})
+    else:
+        typer.echo()
+        if summary:
+            typer.echo(f"\n{summary}", err=True)
+
+
+@contextlib.contextmanager
+def _client(target: str, artifact: Path | None) -> Iterator[Client]:
+    """A client of the server at `target`, or of the artifact's server, which is started if need be."""
+    from deploy.client import Client
+    from deploy.running import find_running
+    from deploy.server import TritonServer
+
+    if artifact is None:
+        with Client(target) as client:
+            yield client
+    elif (running := find_running(artifact)) is not None:
+        with Client(running.grpc) as client:
+            yield client
+    else:
+        from toolchain.pipeline.artifact import Artifact
+
+        opened = Artifact.open(artifact)
+        typer.echo(f"starting Triton for {artifact}; `llmbuild serve {artifact}` keeps one running", err=True)
+        with opened.in_use():
+            with TritonServer.start(
+                opened.dir("repository"), http_port=0, grpc_port=0, metrics_port=0
+            ) as server:
+                with Client(server.endpoints.grpc) as client:
+                    yield client

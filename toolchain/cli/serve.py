@@ -1,0 +1,58 @@
+"""`llmbuild serve`: start Triton on an artifact and stay with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli.common import JsonOption, emit, table, verb
+
+
+@verb
+def serve(
+    artifact: Annotated[Path, typer.Argument(help="An artifact of `llmbuild build`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Prometheus port; 0 takes a free one.")] = 8002,
+    tritonserver: Annotated[Path | None, typer.Option(help="The tritonserver to run.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that loading may take.")] = 600.0,
+    drain: Annotated[float, typer.Option(help="Seconds that running requests get when it stops.")] = 30.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the server's log.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Serve an artifact with Triton until Ctrl-C: starts it, waits for every model, prints the endpoints.
+
+    Example: llmbuild serve artifacts/demo-int4 --http-port 0 --grpc-port 0 --metrics-port 0
+    """
+    from deploy.running import announced
+    from deploy.server import TritonServer
+    from toolchain.pipeline.artifact import Artifact
+
+    opened = Artifact.open(artifact)
+    log = None if quiet else (lambda line: typer.echo(line, err=True))
+    with opened.in_use():
+        with TritonServer.start(
+            opened.dir("repository"),
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            tritonserver=tritonserver,
+            timeout_s=timeout,
+            exit_timeout_s=drain,
+            on_log=log,
+        ) as server:
+            endpoints = server.endpoints
+            if json:
+                emit({"pid": server.pid, **vars(endpoints)})
+            else:
+                rows = [[name, address] for name, address in vars(endpoints).items()]
+                table(
+                    ["endpoint", "address"], rows, title=f"{opened.manifest.name} is ready (pid {server.pid})"
+                )
+                typer.echo(f'\ntry: llmbuild generate {artifact} "def fibonacci(n):"')
+            with announced(artifact, endpoints.grpc, endpoints.http):
+                server.wait()
