@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.errors import ModelError
 from toolchain.model.config_json import read_json_object
 from toolchain.model.families import expected_tensors, optional_tensors
-from toolchain.model.safetensors_file import ITEM_SIZES, Entry, Location, read_header
+from toolchain.model.safetensors_file import (
+    ITEM_SIZES,
+    Entry,
+    Location,
+    opened,
+    read_bytes,
+    read_header,
+)
 from toolchain.model.spec import ModelSpec
 from toolchain.progress import Progress, Silent
 
@@ -102,7 +107,7 @@ class Checkpoint:
 
         entry = self._entry(name)
         buffer = torch.empty(entry.location.nbytes, dtype=torch.uint8)
-        read_into(entry.location, buffer)
+        read_bytes(entry.location, buffer.numpy().data)
         return buffer.view(getattr(torch, TORCH_DTYPES[entry.dtype])).reshape(entry.shape)
 
     def view(self, name: str) -> torch.Tensor:
@@ -173,7 +178,7 @@ class Checkpoint:
             if path not in self._maps:
                 # Private and writable, since torch warns of a read-only buffer. NORESERVE, or the kernel
                 # would refuse to map a file larger than memory, counting every page as one to be copied.
-                with _opened(path) as descriptor:
+                with opened(path) as descriptor:
                     self._maps[path] = mmap.mmap(
                         descriptor,
                         0,
@@ -193,34 +198,6 @@ def weight_files(model_dir: Path) -> list[Path]:
     if (model_dir / INDEX_FILE).exists():
         return [model_dir / name for name in sorted(set(_read_weight_map(model_dir).values()))]
     raise _no_weights(model_dir)
-
-
-def read_into(location: Location, buffer: torch.Tensor, start: int = 0) -> None:
-    """Fill `buffer` (uint8, contiguous) with the bytes from `start` on of the tensor at `location`."""
-    target = buffer.numpy().data
-    offset = location.offset + start
-    with _opened(location.file) as descriptor:
-        while target:
-            count = os.preadv(descriptor, [target], offset)  # one call moves at most 2 GiB
-            if count == 0:
-                raise ModelError(
-                    "the weights file became shorter while it was read", where=str(location.file)
-                )
-            target, offset = target[count:], offset + count
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ModelError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
-    try:
-        yield descriptor
-    except OSError as error:
-        raise ModelError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
-    finally:
-        os.close(descriptor)
 
 
 def _read_weight_map(model_dir: Path) -> dict[str, str]:

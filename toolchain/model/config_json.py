@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,10 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 REQUIRED = object()
 """Default of a field that must be there."""
+
+# Beyond these nothing is a size or a factor of a model; within them arithmetic cannot overflow.
+_LARGEST_INTEGER = 2**31 - 1
+_LARGEST_NUMBER = 1e18
 
 
 def lfs_pointer_error(path: Path) -> ModelError:
@@ -70,32 +73,34 @@ class Fields:
             return None
         return default
 
-    def integer(self, name: str, default: Any = REQUIRED, *, minimum: int = 1) -> int:
-        """An integer of at least `minimum`."""
+    def integer(
+        self, name: str, default: Any = REQUIRED, *, minimum: int = 1, maximum: int = _LARGEST_INTEGER
+    ) -> int:
+        """An integer from `minimum` to `maximum`."""
         value = self._get(name, default)
         if value is None:
             return max(minimum, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            self.problem(name, f"must be an integer of at least {minimum}, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            self.problem(name, f"must be an integer from {minimum} to {maximum}, not {value!r}")
             return max(minimum, 1)
         return value
 
     def optional_integer(self, name: str, *, minimum: int = 1) -> int | None:
-        """An integer of at least `minimum`, or None when absent."""
+        """An integer from `minimum` on, or None when absent."""
         return None if self.values.get(name) is None else self.integer(name, minimum=minimum)
 
     def number(self, name: str, default: Any = REQUIRED, *, above: float = 0.0) -> float:
-        """A finite number greater than `above`."""
+        """A number greater than `above`."""
         value = self._get(name, default)
         if value is None:
             return above + 1.0
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite_above(value, above):
+        if not _is_number(value, above):
             self.problem(name, f"must be a number greater than {above:g}, not {value!r}")
             return above + 1.0
         return float(value)
 
     def optional_number(self, name: str, *, above: float = 0.0) -> float | None:
-        """A finite number greater than `above`, or None when absent."""
+        """A number greater than `above`, or None when absent."""
         return None if self.values.get(name) is None else self.number(name, above=above)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -117,7 +122,7 @@ class Fields:
         return value
 
     def numbers(self, name: str, length: int) -> tuple[float, ...]:
-        """A required list of `length` finite positive numbers."""
+        """A required list of `length` positive numbers."""
         value = self._get(name, REQUIRED)
         if value is None:
             return ()
@@ -125,9 +130,7 @@ class Fields:
             found = f"{len(value)} entries" if isinstance(value, list) else repr(value)
             self.problem(name, f"must be a list of {length} numbers, not {found}")
             return ()
-        if any(
-            isinstance(x, bool) or not isinstance(x, int | float) or not _finite_above(x, 0) for x in value
-        ):
+        if not all(_is_number(item, above=0.0) for item in value):
             self.problem(name, "must hold only positive numbers")
             return ()
         return tuple(float(x) for x in value)
@@ -141,8 +144,6 @@ class Fields:
         return value
 
 
-def _finite_above(value: int | float, bound: float) -> bool:
-    try:
-        return math.isfinite(value) and value > bound
-    except OverflowError:  # an integer beyond the range of float
-        return False
+def _is_number(value: Any, above: float) -> bool:
+    # bool is a kind of int to Python, not to JSON. NaN fails both comparisons.
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= _LARGEST_NUMBER

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from toolchain.model.checkpoint import read_into
-from toolchain.model.safetensors_file import Location
+from toolchain.model.safetensors_file import Location, read_bytes
 
 # safetensors dtype -> (integer of that width, bits of the magnitude, first magnitude that is not finite)
 _BITS: dict[str, tuple[torch.dtype, int, int]] = {
@@ -39,7 +38,7 @@ def count_non_finite(dtype: str, location: Location, advance: Callable[[int], No
     count = 0
     for start in range(0, location.nbytes, _CHUNK):
         chunk = buffer[: min(_CHUNK, location.nbytes - start)]
-        read_into(location, chunk, start)
+        read_bytes(location, chunk.numpy().data, start)
         bits = chunk.view(integer).bitwise_and_(magnitude)
         if int(bits.max()) >= first:
             count += int((bits >= first).sum())

@@ -140,14 +140,16 @@ def parse_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, pro
     """
     top = Fields(config, problems)
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    own = Fields(top.mapping(name), problems, prefix=f"{name}.")
-    # A value inside the object wins over one beside it; transformers settles it the same way.
-    merged = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")} | dict(own.values)
-    fields = Fields(merged, problems, prefix=own.prefix if own.values else "")
+    fields = Fields(top.mapping(name), problems, prefix=f"{name}.")
 
-    kind = _parse_kind(own)
-    theta = fields.number("rope_theta", 10000.0, above=1.0)
-    rotary_dim = int(head_dim * fields.number("partial_rotary_factor", 1.0))
+    def inside_or_beside(name: str) -> Fields:
+        """transformers settles it the same way: a value inside the object wins over one beside it."""
+        return fields if fields.values.get(name) is not None else top
+
+    kind = _parse_kind(fields)
+    theta = inside_or_beside("rope_theta").number("rope_theta", 10000.0, above=1.0)
+    partial = inside_or_beside("partial_rotary_factor").number("partial_rotary_factor", 1.0)
+    rotary_dim = int(head_dim * partial)
     if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:
         problems.append(
             f"the rotary dimension (head_dim {head_dim} times partial_rotary_factor) must be an even number "
@@ -177,8 +179,8 @@ def parse_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, pro
             long_factor=fields.numbers("long_factor", rotary_dim // 2),
         )
     if kind == "llama3":
-        low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor", above=0.0)
-        if high <= low and {"low_freq_factor", "high_freq_factor"} <= merged.keys():
+        low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+        if high <= low and {"low_freq_factor", "high_freq_factor"} <= fields.values.keys():
             fields.problem(
                 "high_freq_factor", f"must be greater than low_freq_factor ({low:g}), not {high:g}"
             )
@@ -186,19 +188,19 @@ def parse_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, pro
     return RopeSpec(*common)
 
 
-def _parse_kind(own: Fields) -> str:
-    if "mrope_section" in own.values:
-        own.problem("mrope_section", "is multimodal RoPE, which text-only models do not use")
+def _parse_kind(fields: Fields) -> str:
+    if "mrope_section" in fields.values:
+        fields.problem("mrope_section", "is multimodal RoPE, which text-only models do not use")
         return "default"
-    unknown = sorted(own.values.keys() - _KNOWN_KEYS)
+    unknown = sorted(fields.values.keys() - _KNOWN_KEYS)
     for key in unknown:
-        own.problem(key, "is not a known RoPE parameter")
-    kind = own.text("rope_type", own.values.get("type") or "default")
+        fields.problem(key, "is not a known RoPE parameter")
+    kind = fields.text("rope_type", fields.values.get("type") or "default")
     kind = _ALIASES.get(kind, kind)
     if kind and kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f" (nearest: {near[0]})" if near else ""
-        own.problem("rope_type", f"is {kind!r}; known kinds are {', '.join(KINDS)}{hint}")
+        fields.problem("rope_type", f"is {kind!r}; known kinds are {', '.join(KINDS)}{hint}")
         return "default"
     return kind
 
@@ -206,8 +208,7 @@ def _parse_kind(own: Fields) -> str:
 def _parse_yarn(fields: Fields, common: tuple[str, float, int, int, int]) -> RopeSpec:
     *_, max_positions, original = common
     factor = fields.number("factor", max_positions / original)
-    mscale = fields.number("mscale", 0.0, above=-1.0)
-    mscale_all_dim = fields.number("mscale_all_dim", 0.0, above=-1.0)
+    mscale, mscale_all_dim = fields.optional_number("mscale"), fields.optional_number("mscale_all_dim")
 
     def magnitude(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -1,4 +1,4 @@
-"""The header of one safetensors file, checked against the file's length before any tensor is read.
+"""One safetensors file: its header, checked against the file's length, and the bytes of its tensors.
 
 Format: https://github.com/huggingface/safetensors (8 bytes little-endian header length, a JSON header,
 then the tensors' bytes without gaps).
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,21 +53,17 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises ModelError for a file that cannot be read, a Git LFS pointer, a corrupt header, a tensor named
     twice, and a file that is shorter or longer than its header says.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(len(LFS_POINTER))
-            if prefix == LFS_POINTER:
-                raise lfs_pointer_error(path)
-            length = int.from_bytes(prefix[:8], "little")
-            if len(prefix) < 8 or (length <= _HEADER_LIMIT and 8 + length > size):
-                raise _truncated(path, f"its {size} bytes do not hold even the header")
-            if length > _HEADER_LIMIT:
-                raise _corrupt(path, f"a header of {length} bytes is beyond the format's limit")
-            file.seek(8)
-            header = file.read(length)
-    except OSError as error:
-        raise ModelError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
+    with opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        prefix = os.pread(descriptor, len(LFS_POINTER), 0)
+        if prefix == LFS_POINTER:
+            raise lfs_pointer_error(path)
+        length = int.from_bytes(prefix[:8], "little")
+        if len(prefix) < 8 or (length <= _HEADER_LIMIT and 8 + length > size):
+            raise _truncated(path, f"its {size} bytes do not hold even the header")
+        if length > _HEADER_LIMIT:
+            raise _corrupt(path, f"a header of {length} bytes is beyond the format's limit")
+        header = os.pread(descriptor, length, 8)
 
     entries = _parse(path, header)
     end = 8 + length
@@ -77,6 +76,33 @@ def read_header(path: Path) -> dict[str, Entry]:
     if size > end:
         raise _corrupt(path, f"its header describes {end} bytes, the file has {size}")
     return entries
+
+
+def read_bytes(location: Location, target: memoryview, start: int = 0) -> None:
+    """Fill `target` with the bytes of the tensor at `location`, from its byte `start` on."""
+    offset = location.offset + start
+    with opened(location.file) as descriptor:
+        while target:
+            count = os.preadv(descriptor, [target], offset)  # one call moves at most 2 GiB
+            if count == 0:
+                raise ModelError(
+                    "the weights file became shorter while it was read", where=str(location.file)
+                )
+            target, offset = target[count:], offset + count
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A read-only file descriptor of `path`. An OSError, also one within the block, becomes a ModelError."""
+    descriptor = -1
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        yield descriptor
+    except OSError as error:
+        raise ModelError(f"cannot read the weights: {error.strerror}", where=str(path)) from None
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _parse(path: Path, header: bytes) -> dict[str, Entry]:

@@ -75,10 +75,10 @@ class ModelSpec:
         # Only Llama's class reads "absent" as multi-head; the others have a number of their own there.
         absent_is_mha = family == "llama" or "num_key_value_heads" in config
         kv_heads = fields.integer("num_key_value_heads", heads if absent_is_mha else REQUIRED)
-        if heads % kv_heads:
+        if not problems and heads % kv_heads:
             fields.problem("num_key_value_heads", f"({kv_heads}) must divide num_attention_heads ({heads})")
         hidden_size = fields.integer("hidden_size")
-        layers = fields.integer("num_hidden_layers")
+        layers = fields.integer("num_hidden_layers", maximum=10_000)
         max_positions = fields.integer("max_position_embeddings")
         head_dim = _head_dim(fields, family, hidden_size, heads)
         attention_bias = family in ("llama", "qwen3") and fields.flag("attention_bias", False)
@@ -174,6 +174,8 @@ def _head_dim(fields: Fields, family: str, hidden_size: int, heads: int) -> int:
     if fields.values.get("head_dim") is not None:
         return fields.integer("head_dim", minimum=2)
     if family == "qwen3":
+        return 128
+    if fields.problems:  # perhaps with these very fields: do not blame what follows from them
         return 128
     if hidden_size % heads:
         fields.problem("head_dim", f"is missing, and {heads} heads do not divide hidden_size {hidden_size}")
