@@ -19,7 +19,8 @@ from torch import Tensor
 
 from quantize.integer import group_scales, in_groups, quantize_groups, round_to_grid, row_blocks
 
-_EXPONENTS = 20
+# Exponents are multiples of 1 / _STEPS.
+_STEPS = 20
 _CLIP_RATIOS = tuple(1.0 - 0.05 * step for step in range(10))
 # A channel that never fires, or always does, must not take the scale of the others out of range.
 _LARGEST_SCALE = 1e4
@@ -40,13 +41,6 @@ class ScaleSearch:
     duo: bool
 
 
-def output_error(
-    weight_OI: Tensor, scale_I: Tensor, sketch_SI: Tensor, group_size: int, dtype: torch.dtype, bits: int = 4
-) -> float:
-    """|| (Q(W diag(s)) diag(s)^-1 - W) X^T ||^2 for rounding to nearest after scaling by s [in]."""
-    return _candidate_errors([weight_OI], [scale_I], sketch_SI, group_size, dtype, bits)[0]
-
-
 def search_scale(
     weights: Sequence[Tensor],
     magnitude_I: Tensor,
@@ -58,7 +52,7 @@ def search_scale(
 ) -> ScaleSearch:
     """Find the factor of each input channel that loses least of the output of linears with one input.
 
-    The candidates are s = |x|^a and s = |x|^a / |w|^(1 - a), a in steps of 1/20, and s = 1.
+    The candidates are s = |x|^a and s = |x|^a / |w|^(1 - a), a in steps of 1/20; a = 0 is no scaling.
 
     Args:
         weights: each [out, in]; the linears that read the same x, e.g. q, k and v.
@@ -70,14 +64,49 @@ def search_scale(
     """
     x_I = magnitude_I.float().clamp_min(1e-8)
     w_I = _relative_magnitude(weights, group_size)
-    choices = [(0.0, False)]
-    choices += [(step / _EXPONENTS, False) for step in range(1, _EXPONENTS + 1)]
-    choices += [(step / _EXPONENTS, True) for step in range(_EXPONENTS)]
-    candidates = [_centred(x_I.pow(alpha) / (w_I.pow(1 - alpha) if duo else 1.0)) for alpha, duo in choices]
-    errors = _candidate_errors(weights, candidates, sketch_SI, group_size, dtype, bits)
-    best = min(range(len(choices)), key=errors.__getitem__)
-    alpha, duo = choices[best]
-    return ScaleSearch(candidates[best], alpha, duo)
+
+    def scale_of(step: int, duo: bool) -> Tensor:
+        alpha = step / _STEPS
+        return _centred(x_I.pow(alpha) / (w_I.pow(1 - alpha) if duo else 1.0))
+
+    errors: dict[tuple[int, bool], float] = {}
+
+    def evaluate(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        """Fill in the errors of new choices; return the best so far."""
+        new = [choice for choice in choices if choice not in errors and 0 <= choice[0] <= _STEPS]
+        candidates = [scale_of(*choice) for choice in new]
+        found = candidate_errors(weights, candidates, sketch_SI, group_size, dtype, bits)
+        errors.update(zip(new, found, strict=True))
+        return min(errors, key=errors.__getitem__)
+
+    # The error is smooth in alpha: every other step, then the neighbours of the best.
+    coarse = [(step, duo) for step in range(0, _STEPS + 1, 2) for duo in (False, True)]
+    step, duo = evaluate(coarse)
+    step, duo = evaluate([(step - 1, duo), (step + 1, duo)])
+    return ScaleSearch(scale_of(step, duo), step / _STEPS, duo)
+
+
+def candidate_errors(
+    weights: Sequence[Tensor],
+    candidates: Sequence[Tensor],
+    sketch_SI: Tensor,
+    group_size: int,
+    dtype: torch.dtype,
+    bits: int = 4,
+) -> list[float]:
+    """AWQ's objective, || (Q(W diag(s)) diag(s)^-1 - W) X^T ||^2 over all weights, for each s [in]."""
+    errors = torch.zeros(len(candidates), dtype=torch.float64)
+    for index, scale_I in enumerate(candidates):
+        # (D / s) S^T = D (S / s)^T, and the sketch is smaller than the weights: divide that.
+        sketch_IS = (sketch_SI / scale_I).t()
+        for weight_OI in weights:
+            for rows_OI in row_blocks(weight_OI):
+                groups_OGI = in_groups(rows_OI * scale_I, group_size)
+                scales_OG = group_scales(groups_OGI.abs().amax(dim=2), bits, dtype)
+                change_OGI = round_to_grid(groups_OGI, scales_OG, bits).sub_(groups_OGI)
+                change_OS = (change_OGI.flatten(1) @ sketch_IS).flatten()
+                errors[index] += change_OS.dot(change_OS)
+    return [float(error) for error in errors]
 
 
 def search_clip(
@@ -138,28 +167,6 @@ def _centred(scale_I: Tensor) -> Tensor:
     """The scale with the geometric mean of its extremes at 1, so that neither x nor W drifts in range."""
     scale_I = scale_I / (scale_I.max() * scale_I.min()).sqrt()
     return scale_I.clamp_(1 / _LARGEST_SCALE, _LARGEST_SCALE)
-
-
-def _candidate_errors(
-    weights: Sequence[Tensor],
-    candidates: Sequence[Tensor],
-    sketch_SI: Tensor,
-    group_size: int,
-    dtype: torch.dtype,
-    bits: int,
-) -> list[float]:
-    """The squared output error, summed over all weights, of each candidate scale."""
-    errors = torch.zeros(len(candidates), dtype=torch.float64)
-    for index, scale_I in enumerate(candidates):
-        # (D / s) S^T = D (S / s)^T, and the sketch is smaller than the weights: divide that.
-        sketch_IS = (sketch_SI / scale_I).t()
-        for weight_OI in weights:
-            for rows_OI in row_blocks(weight_OI):
-                groups_OGI = in_groups(rows_OI * scale_I, group_size)
-                scales_OG = group_scales(groups_OGI.abs().amax(dim=2), bits, dtype)
-                change_OGI = round_to_grid(groups_OGI, scales_OG, bits).sub_(groups_OGI)
-                errors[index] += (change_OGI.flatten(1) @ sketch_IS).square_().sum()
-    return [float(error) for error in errors]
 
 
 def _clip_of_rows(groups_OGI: Tensor, blocks_GII: Tensor, dtype: torch.dtype, bits: int) -> Tensor:

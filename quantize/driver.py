@@ -283,7 +283,7 @@ class _LayerRun:
         self.layer.tensors[name] = tensor.to(self.run.dtype)
 
     def _check_finite(self, x: Tensor, module: str, side: str) -> None:
-        if not torch.isfinite(x.sum(dtype=torch.float32)):
+        if not torch.isfinite(x.sum()):
             raise QuantizeError(
                 f"NaN or Inf in the {side} of the module",
                 where=self.prefix + module,

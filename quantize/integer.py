@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # How many elements of a weight are worked on at a time: small enough for the processor's cache.
-_CHUNK = 1 << 19
+_CHUNK = 1 << 18
 
 
 def row_blocks(weight_OI: Tensor) -> Iterator[Tensor]:

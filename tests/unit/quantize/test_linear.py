@@ -1,0 +1,43 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantize.formats.modelopt import linear_tensors
+from quantize.formats.packing import unpack_int4_rows
+from quantize.linear import QuantizedLinear
+
+CODES = arrays("int8", (4, 12), elements=st.integers(-8, 7))
+SCALES = arrays("float32", (4, 3), elements=st.floats(2**-10, 8, width=32))
+PRE_QUANT = arrays("float32", (12,), elements=st.floats(2**-6, 64, width=32))
+
+
+@given(CODES, SCALES, PRE_QUANT)
+def test_dequantize_is_its_formula(codes: object, scales: object, pre_quant: object) -> None:
+    linear = QuantizedLinear(
+        torch.tensor(codes), torch.tensor(scales), bits=4, pre_quant_scale=torch.tensor(pre_quant)
+    )
+    assert (linear.out_features, linear.in_features, linear.group_size) == (4, 12, 4)
+    weight = linear.dequantize(torch.float64)
+    for o in range(4):
+        for i in range(12):
+            expected = (
+                float(linear.codes[o, i])
+                * float(linear.scales[o, i // 4])
+                * float(torch.tensor(pre_quant)[i])
+            )
+            assert float(weight[o, i]) == expected
+
+
+@given(CODES, SCALES)
+def test_the_stored_form_holds_the_same_linear(codes: object, scales: object) -> None:
+    linear = QuantizedLinear(torch.tensor(codes), torch.tensor(scales), bits=4)
+    stored = linear_tensors("m", linear)
+    again = QuantizedLinear(unpack_int4_rows(stored["m.weight"]), stored["m.weight_scale"], bits=4)
+    assert torch.equal(again.dequantize(), linear.dequantize())
+
+
+def test_zero_points_are_subtracted() -> None:
+    codes = torch.tensor([[0, 15], [8, 1]], dtype=torch.uint8)
+    linear = QuantizedLinear(codes, torch.full((2, 1), 0.5), bits=4, zero_points=torch.tensor([[8.0], [7.0]]))
+    assert linear.dequantize().tolist() == [[-4.0, 3.5], [0.5, -3.0]]

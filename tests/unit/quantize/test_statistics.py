@@ -1,0 +1,35 @@
+import torch
+
+from quantize.statistics import InputStatistics
+
+
+def observed(x: torch.Tensor, group_size: int, batches: int = 1) -> InputStatistics:
+    statistics = InputStatistics(x.shape[1], group_size, seed=3)
+    for batch in x.chunk(batches):
+        statistics.update(batch)
+    return statistics
+
+
+def test_blocks_and_magnitude_are_exact() -> None:
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    statistics = observed(x, 4, batches=3)
+    gram = x.t() @ x
+    for group in range(3):
+        rows = slice(4 * group, 4 * group + 4)
+        torch.testing.assert_close(statistics.blocks[group], gram[rows, rows])
+    torch.testing.assert_close(statistics.magnitude, x.abs().mean(dim=0))
+    assert statistics.tokens == 50
+
+
+def test_the_sketch_preserves_output_errors() -> None:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(4096, 64, generator=random) * torch.logspace(-1, 1, 64)
+    change = torch.randn(200, 64, generator=random)
+    exact = (change @ x.t()).square().sum()
+    sketched = (change @ observed(x, 32).sketch.t()).square().sum()
+    assert abs(float(sketched / exact) - 1) < 0.05
+
+
+def test_a_seed_gives_one_sketch() -> None:
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(observed(x, 4, batches=2).sketch, observed(x, 4, batches=2).sketch)
