@@ -76,14 +76,14 @@ class Store:
     def open(cls, root: Path | None = None) -> Store:
         """Open the store at `root`, else $LLMBUILD_STORE, else ~/.cache/llmbuild; make it if need be."""
         named = root or os.environ.get("LLMBUILD_STORE") or Path.home() / ".cache" / "llmbuild"
-        store = cls(Path(named).expanduser())
-        if store.root.exists() and not store.root.is_dir():
-            raise StoreError(
-                "the store is not a directory",
-                where=str(store.root),
-                fix="point LLMBUILD_STORE at a directory",
-            )
-        with storing("open the store", store.root):
+        with storing("open the store", Path(named)):
+            store = cls(Path(named).expanduser())
+            if store.root.exists() and not store.root.is_dir():
+                raise StoreError(
+                    "the store is not a directory",
+                    where=str(store.root),
+                    fix="point LLMBUILD_STORE at a directory",
+                )
             for directory in (
                 store.objects, store.records, store.work, store.tmp, store.locks, store.roots, store.sources
             ):  # fmt: skip
