@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from toolchain.recipe.catalog import ShippedRecipe, shipped_recipes
     from toolchain.recipe.dump import dump_recipe
     from toolchain.recipe.fields import FieldHelp, explain_field
-    from toolchain.recipe.json_schema import recipe_json_schema, recipe_json_schema_text
+    from toolchain.recipe.json_schema import recipe_json_schema
     from toolchain.recipe.load import load_recipe
     from toolchain.recipe.schema import Recipe
 
@@ -23,7 +23,6 @@ _HOMES = {
     "explain_field": "fields",
     "load_recipe": "load",
     "recipe_json_schema": "json_schema",
-    "recipe_json_schema_text": "json_schema",
     "shipped_recipes": "catalog",
 }
 
@@ -35,7 +34,6 @@ __all__ = [
     "explain_field",
     "load_recipe",
     "recipe_json_schema",
-    "recipe_json_schema_text",
     "shipped_recipes",
 ]
 

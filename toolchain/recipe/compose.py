@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Composer:
 
     def override(self, argument: str) -> Table:
         """The tree of one `--set a.b=c`; relative paths in it are relative to the working directory."""
-        mark = Mark(f"--set {argument}")
+        mark = Mark(f"--set {argument if argument.isprintable() else ascii(argument)[1:-1]}")
         key, equals, text = argument.partition("=")
         steps = key.strip().split(".")
         if not equals or not all(steps) or len(steps) > MAX_DEPTH:
@@ -133,6 +134,12 @@ class Composer:
     def _right_schema(self, tree: Table) -> bool:
         """Whether this file's `schema` is one that we read; anything else in the file means nothing then."""
         stated = tree.values.get("schema")
+        value = stated.value if isinstance(stated, Leaf) else None
+        if type(value) is int and value == SCHEMA_VERSION:
+            return True
+        # Reported here; validation must not find it again.
+        tree.values["schema"] = Leaf(None, stated.mark if stated else tree.mark, reported=True)
+        tree.keys.setdefault("schema", tree.mark)
         if stated is None:
             self._report(
                 "`schema` is missing",
@@ -140,9 +147,6 @@ class Composer:
                 "it tells which version of the recipe format the file is written in",
                 f"add `schema: {SCHEMA_VERSION}` as the first line",
             )
-            return True
-        value = stated.value if isinstance(stated, Leaf) else None
-        if type(value) is int and value == SCHEMA_VERSION:
             return True
         if type(value) is int and value > SCHEMA_VERSION:
             fix = "upgrade llmbuild: pip install --upgrade llmbuild"
@@ -160,8 +164,6 @@ class Composer:
             f"it is {given}",
             f"write `schema: {SCHEMA_VERSION}`",
         )
-        # Reported here; validation must not find it again.
-        tree.values["schema"] = Leaf(SCHEMA_VERSION, stated.mark)
         return True
 
     def _import_entries(self, imports: Tree | None) -> Sequence[Leaf]:
@@ -184,10 +186,10 @@ class Composer:
 
     def _import(self, entry: Leaf, importing: Path, chain: tuple[Path, ...]) -> Table:
         assert isinstance(entry.value, str)
-        path = Path(os.path.normpath(importing.parent / Path(entry.value).expanduser()))
-        identities = [os.path.realpath(seen) for seen in chain] if "\0" not in entry.value else []
-        if identities and os.path.realpath(path) in identities:
-            cycle = [*chain[identities.index(os.path.realpath(path)) :], path]
+        path = Path(os.path.normpath(importing.parent / os.path.expanduser(entry.value)))  # noqa: PTH111
+        identities = [_identity(seen) for seen in chain]
+        if _identity(path) in identities:
+            cycle = [*chain[identities.index(_identity(path)) :], path]
             self._report(
                 f"{quoted(entry.value)} imports itself",
                 entry.mark,
@@ -200,6 +202,14 @@ class Composer:
 
 
 _START = "begin with `schema: 1`, `name: ...` and `model: {source: ...}`; `llmbuild ls` lists recipes to copy"
+
+
+def _identity(path: Path) -> str:
+    """The file itself, whichever way it was reached."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # no name of a file at all, such as one with a NUL: reading it will say so
+        return str(path)
 
 
 def _similar_file(path: Path) -> str:
@@ -239,7 +249,7 @@ def _map_leaf(tree: Table, path: tuple[str, ...], change: Callable[[str], str]) 
     if len(path) > 1 and isinstance(child, Table):
         changed: Tree = _map_leaf(child, path[1:], change)
     elif len(path) == 1 and isinstance(child, Leaf) and isinstance(child.value, str):
-        changed = Leaf(change(child.value), child.mark, child.raw)
+        changed = replace(child, value=change(child.value))
     else:
         return tree
     return Table(tree.mark, tree.values | {path[0]: changed}, tree.keys)

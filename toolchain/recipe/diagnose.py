@@ -72,9 +72,12 @@ def diagnose(tree: Table, *, complete: bool) -> tuple[Recipe | None, list[Llmbui
     recipe, errors = _validate(plain(tree))
     unknown = {error["loc"] for error in errors if error["type"] == "extra_forbidden"}
     for path, leaf in leaves(tree):
-        if leaf.raw is not None and not any(path[:n] in unknown for n in range(1, len(path) + 1)):
+        if leaf.reported:
+            bad.add(path)
+        elif leaf.raw is not None and not any(path[:n] in unknown for n in range(1, len(path) + 1)):
             other = ambiguity(leaf.raw)
-            if other is not None:
+            # No choice of any field is ambiguous, so there the choices are what needs to be said.
+            if other is not None and "enum" not in (fragment_at(path) or {}):
                 bad.add(path)
                 found.append(_unclear(path, leaf, *other))
     for error in errors:
@@ -170,7 +173,7 @@ def _explain(tree: Table, error: ErrorDetails) -> Found:
         mark = locate(tree, path)
         where = f" under `{_name(path[:-1])}:`" if path[:-1] else ""
         entry = f"{path[-1]}: {{...}}" if "properties" in fragment else f"{path[-1]}: ..."
-        why = str(fragment.get("description", "")).rstrip(".")
+        why = str(fragment.get("description", "")).split(". ")[0].rstrip(".")
         return mark, problem(f"{_name(path)} is missing", mark, why=why, fix=f"add `{entry}`{where}")
     mark = locate(tree, path)
     value = error["input"]
@@ -208,10 +211,12 @@ def _mend(path: KeyPath, fragment: Fragment, value: object, tree: Tree | None) -
         return f"remove `{path[-1]}:`, or indent its fields below it" if path else "begin with `schema: 1`"
     if value is None:
         default = fragment.get("default")
-        return "remove the line" + (f" to get the default, {as_yaml(default)}" if default is not None else "")
+        return "write a value" if default is None else f"write {as_yaml(default)}, the default"
     if "enum" in fragment:
         return _choice(fragment["enum"], value)
     raw = tree.raw if isinstance(tree, Leaf) else None
+    if fragment["type"] == "boolean":
+        return "write true or false"
     mended = {"integer": _mend_number, "number": _mend_number, "string": _mend_text}.get(fragment["type"])
     if mended is not None:
         return mended(fragment, value, raw) or _see(path)
@@ -226,6 +231,8 @@ def _see(path: KeyPath) -> str:
 
 def _mend_number(fragment: Fragment, value: object, raw: str | None) -> str | None:
     if isinstance(value, str):
+        if fragment["type"] == "number" and re.fullmatch(r"[0-9]{1,6}%", value):
+            return f"write {int(value[:-1]) / 100:g}"
         number = resolve(value)
         return f"remove the quotes: {value}" if raw is None and type(number) in (int, float) else None
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -258,8 +265,11 @@ def _mend_text(fragment: Fragment, value: object, raw: str | None) -> str | None
 
 def _choice(choices: list[Any], value: object) -> str:
     if isinstance(value, str):
-        word = _OTHER_WORDS.get(value.lower().replace("-", "_"))
-        near = word if word in choices else nearest(value, [str(choice) for choice in choices])
+        text = value.lower().replace("-", "_")
+        for certain in (text, _OTHER_WORDS.get(text)):
+            if certain in choices:
+                return f"write {certain}"
+        near = nearest(value, [str(choice) for choice in choices])
         if near is not None:
-            return f"write {near}"
+            return f"did you mean {near}?"
     return "write one of these"

@@ -7,7 +7,7 @@ number of values after expanding aliases are bounded, so a hostile file costs mi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -27,11 +27,19 @@ Tree = Union["Leaf", "Items", "Table"]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A scalar. `raw` is its text as written where it was not quoted, None where it was."""
+    """A scalar, or the place of something unusable.
+
+    Args:
+        value: the value.
+        mark: where it begins.
+        raw: its text as written where it was not quoted, None where it was.
+        reported: a problem was reported here already; the value says nothing.
+    """
 
     value: Scalar
     mark: Mark
     raw: str | None = None
+    reported: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,42 +112,46 @@ def parse(text: str, origin: str, problems: list[LlmbuildError], *, in_file: boo
     """
     lines = _NEWLINE.split(text)
 
-    def mark_at(mark: Any) -> Mark:
-        if not in_file or mark is None:
+    def mark_at(line: int, column: int) -> Mark:
+        """A mark from PyYAML's line and column, which count from 0."""
+        if not in_file:
             return Mark(origin)
-        line = lines[mark.line] if mark.line < len(lines) else ""
-        return Mark(origin, mark.line + 1, mark.column + 1, line)
+        return Mark(origin, line + 1, column + 1, lines[line] if line < len(lines) else "")
 
+    loader = None
     try:
-        # Creating the loader already reads: it looks for unprintable characters.
-        loader = _Loader(text)
+        loader = _Loader(text)  # reads already: it looks for unprintable characters
         root = loader.get_single_node()
     except yaml.reader.ReaderError as error:
         before = _NEWLINE.split(text[: error.position])
-        column = len(before[-1]) + 1
-        mark = Mark(origin, len(before), column, lines[len(before) - 1]) if in_file else Mark(origin)
         problems.append(
             problem(
                 f"character {quoted(text[error.position])} is not allowed in YAML",
-                mark,
+                mark_at(len(before) - 1, len(before[-1])),
                 why="YAML text consists of printable characters",
                 fix="remove the character",
             )
         )
         return None
     except yaml.MarkedYAMLError as error:
-        problems.append(_syntax_problem(error, mark_at(error.problem_mark or error.context_mark)))
+        # Where a key or a quotation began says more than where the scanner gave up on it.
+        began = error.context_mark if (error.context or "").startswith("while scanning") else None
+        at = began or error.problem_mark or error.context_mark
+        problems.append(_syntax_problem(error, mark_at(at.line, at.column) if at else mark_at(0, 0)))
         return None
-    except ValueError as error:  # an escape such as "\UFFFFFFFF", which PyYAML passes to chr()
+    except (ValueError, OverflowError):  # PyYAML passes any \U escape to chr()
         problems.append(
             problem(
-                "not readable as YAML", Mark(origin), why=str(error), fix="check the escapes in quoted text"
+                "not valid YAML",
+                mark_at(loader.line, loader.column) if loader else mark_at(0, 0),
+                why="the escape stands for no character",
+                fix="correct the \\U escape",
             )
         )
         return None
     if root is None:
         return None
-    return _Converter(mark_at, problems).convert(root, 0)
+    return _Converter(mark_at, problems).convert(root)
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, mark: Mark) -> LlmbuildError:
@@ -153,86 +165,83 @@ def _syntax_problem(error: yaml.MarkedYAMLError, mark: Mark) -> LlmbuildError:
 class _Converter:
     """Nodes to a `Tree`, counting values so that aliases cannot multiply without end."""
 
-    def __init__(self, mark_at: Any, problems: list[LlmbuildError]) -> None:
+    def __init__(self, mark_at: Callable[[int, int], Mark], problems: list[LlmbuildError]) -> None:
         self._mark_at = mark_at
         self._problems = problems
         self._count = 0
+        self._open: list[yaml.Node] = []
 
-    def convert(self, node: yaml.Node, depth: int) -> Tree:
-        mark: Mark = self._mark_at(node.start_mark)
+    def convert(self, node: yaml.Node) -> Tree:
+        """The tree of `node`; what cannot be used becomes a reported leaf."""
+        mark = self._mark_at(node.start_mark.line, node.start_mark.column)
         self._count += 1
-        if self._count > MAX_VALUES or depth > MAX_DEPTH:
-            if self._count < 2 * MAX_VALUES:  # say it once
-                self._problems.append(
-                    problem(
-                        f"more than {MAX_VALUES} values, or more than {MAX_DEPTH} levels",
-                        mark,
-                        why="an alias repeats others, or itself",
-                        fix="remove the alias",
-                    )
-                )
-            self._count = 2 * MAX_VALUES
-            return Leaf(None, mark)
+        why = None
+        if any(node is outer for outer in self._open):
+            why = "an alias stands inside what it names"
+        elif len(self._open) >= MAX_DEPTH:
+            why = f"aliases make it nest deeper than {MAX_DEPTH} levels"
+        elif self._count > MAX_VALUES:
+            if self._count > MAX_VALUES + 1:  # said already
+                return Leaf(None, mark, reported=True)
+            why = f"aliases make more than {MAX_VALUES} values of it"
+        if why is not None:
+            return self._unusable("the recipe repeats itself", mark, why, "write the values out")
         if node.tag not in _STANDARD_TAGS:
-            self._report_tag(node, mark)
-            return Leaf(None, mark)
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            return self._unusable(
+                f"tag {quoted(tag)} is not allowed",
+                mark,
+                "a recipe is plain data: text, numbers, true, false, null, lists and mappings",
+                "remove the tag; put quotes around a value that must be text",
+            )
+        self._open.append(node)
+        try:
+            return self._value(node, mark)
+        finally:
+            self._open.pop()
+
+    def _value(self, node: yaml.Node, mark: Mark) -> Tree:
         if isinstance(node, yaml.MappingNode):
-            return self._table(node, mark, depth)
+            return self._table(node, mark)
         if isinstance(node, yaml.SequenceNode):
-            return Items([self.convert(child, depth + 1) for child in node.value], mark)
+            return Items([self.convert(child) for child in node.value], mark)
         assert isinstance(node, yaml.ScalarNode)
         if node.style is not None:  # quoted, or a block scalar
             return Leaf(node.value, mark)
         return Leaf(resolve(node.value), mark, node.value)
 
-    def _table(self, node: yaml.MappingNode, mark: Mark, depth: int) -> Table:
+    def _table(self, node: yaml.MappingNode, mark: Mark) -> Table:
         table = Table(mark)
         for key_node, value_node in node.value:
-            key_mark = self._mark_at(key_node.start_mark)
+            key_mark = self._mark_at(key_node.start_mark.line, key_node.start_mark.column)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _STANDARD_TAGS:
-                self._problems.append(
-                    problem(
-                        "a key is not plain text",
-                        key_mark,
-                        why="keys are names of fields",
-                        fix="write a name",
-                    )
+                self._unusable(
+                    "a key is not plain text", key_mark, "keys are names of fields", "write a name"
                 )
                 continue
             key = key_node.value
             if key == "<<" and key_node.style is None:
-                self._problems.append(
-                    problem(
-                        "merge keys (`<<`) are not used in recipes",
-                        key_mark,
-                        why="they are not part of YAML 1.2, and readers differ on them",
-                        fix="put what is shared into a file of its own and name it under `imports:`",
-                    )
+                self._unusable(
+                    "merge keys (`<<`) are not used in recipes",
+                    key_mark,
+                    "they are not part of YAML 1.2, and readers differ on them",
+                    "put what is shared into a file of its own and name it under `imports:`",
                 )
                 continue
             if key in table.keys:
-                self._problems.append(
-                    problem(
-                        f"key {quoted(key)} is given twice",
-                        key_mark,
-                        why=f"the first is at {table.keys[key]}; YAML readers differ on which one counts",
-                        fix="remove one of the two",
-                    )
+                self._unusable(
+                    f"key {quoted(key)} is given twice",
+                    key_mark,
+                    f"the first is at {table.keys[key]}; YAML readers differ on which one counts",
+                    "remove one of the two",
                 )
             table.keys[key] = key_mark
-            table.values[key] = self.convert(value_node, depth + 1)
+            table.values[key] = self.convert(value_node)
         return table
 
-    def _report_tag(self, node: yaml.Node, mark: Mark) -> None:
-        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        self._problems.append(
-            problem(
-                f"tag {quoted(tag)} is not allowed",
-                mark,
-                why="a recipe is plain data: text, numbers, true, false, null, lists and mappings",
-                fix="remove the tag; put quotes around a value that must be text",
-            )
-        )
+    def _unusable(self, what: str, mark: Mark, why: str, fix: str) -> Leaf:
+        self._problems.append(problem(what, mark, why=why, fix=fix))
+        return Leaf(None, mark, reported=True)
 
 
 def plain(tree: Tree) -> Any:

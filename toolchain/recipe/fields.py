@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from textwrap import fill, indent
 from typing import Any
 
 from toolchain.errors import UsageError
@@ -111,6 +112,21 @@ class FieldHelp:
     default: str | None
     description: str
     fields: tuple[FieldHelp, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.path or 'recipe'}: {self.type}{self._default()}", "", fill(self.description, 100)]
+        for field in self.fields:
+            lines += [
+                "",
+                f"{field.path}: {field.type}{field._default()}",
+                indent(fill(field.description, 96), "    "),
+            ]
+        return "\n".join(lines)
+
+    def _default(self) -> str:
+        if self.default is None or self.default == "required":
+            return "; required" if self.default else ""
+        return f"; default {self.default}"
 
 
 def explain_field(path: str = "") -> FieldHelp:

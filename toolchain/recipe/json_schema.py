@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from toolchain.recipe.schema import Recipe
@@ -29,11 +28,6 @@ def recipe_json_schema() -> dict[str, Any]:
         "properties": first | schema["properties"],
         "required": ["schema"],
     }
-
-
-def recipe_json_schema_text() -> str:
-    """The schema as the text of `configs/recipe.schema.json`."""
-    return json.dumps(recipe_json_schema(), indent=2) + "\n"
 
 
 def _tidy(schema: Any) -> Any:

@@ -74,7 +74,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                     ("engine.flavour",),
                     f"parallelism.{axis} above 1 needs a GPU flavour",
                     "the openvino flavour runs in one process on the CPU",
-                    "write 1, or choose engine.flavour tensorrt, pytorch or vllm",
+                    "set it to 1, or choose engine.flavour tensorrt, pytorch or vllm",
                 )
         if quantization.kv_cache != "auto":
             yield Violation(
@@ -82,7 +82,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                 ("engine.flavour",),
                 f"quantization.kv_cache {quantization.kv_cache} needs a GPU flavour",
                 "OpenVINO quantizes its own cache, to u8",
-                "write auto here, and `dtype: u8` in engine.kv_cache",
+                "set it to auto, and engine.kv_cache.dtype to u8",
             )
         if engine.gpu is not None:
             yield Violation(
@@ -104,7 +104,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                 ("engine.flavour",),
                 f"{path} works on the openvino flavour only",
                 f"engine.flavour is {flavour}, where it would have no effect",
-                f"remove it, or write {default}",
+                f"remove it, or set it to {default}",
             )
     if quantization.group_size == 32 and quantization.method in ("awq", "gptq", "w4a8_awq"):
         yield Violation(
@@ -112,7 +112,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
             ("engine.flavour", "quantization.method"),
             "quantization.group_size 32 works on the openvino flavour only",
             "the 4-bit kernels of the GPU flavours have groups of 64 or 128",
-            "write 64 or 128",
+            "set it to 64 or 128",
         )
 
 
@@ -124,7 +124,7 @@ def _limits(recipe: Recipe) -> Iterator[Violation]:
             ("engine.max_batch_size",),
             "engine.max_num_tokens is less than engine.max_batch_size",
             "each running request needs one token in every step",
-            f"write at least {engine.max_batch_size}, or lower max_batch_size",
+            f"set it to {engine.max_batch_size} or more, or lower engine.max_batch_size",
         )
     if engine.max_seq_len is None:
         return
@@ -134,15 +134,15 @@ def _limits(recipe: Recipe) -> Iterator[Violation]:
             ("engine.max_seq_len", "engine.chunked_prefill"),
             "engine.max_num_tokens is less than engine.max_seq_len, and chunked_prefill is off",
             "a prompt is then computed in one step, so the longest could never start",
-            f"write at least {engine.max_seq_len}, or switch chunked_prefill on",
+            f"set it to {engine.max_seq_len} or more, or engine.chunked_prefill to true",
         )
-    if recipe.deploy.default_max_tokens > engine.max_seq_len:
+    if recipe.deploy.default_max_tokens >= engine.max_seq_len:
         yield Violation(
             "deploy.default_max_tokens",
             ("engine.max_seq_len",),
-            "deploy.default_max_tokens is more than engine.max_seq_len",
+            "deploy.default_max_tokens is not less than engine.max_seq_len",
             "prompt and answer together must fit max_seq_len",
-            f"write less than {engine.max_seq_len}",
+            f"set it below {engine.max_seq_len}, or raise engine.max_seq_len",
         )
     if engine.kv_cache.max_tokens is not None and engine.kv_cache.max_tokens < engine.max_seq_len:
         yield Violation(
@@ -150,7 +150,7 @@ def _limits(recipe: Recipe) -> Iterator[Violation]:
             ("engine.max_seq_len",),
             "engine.kv_cache.max_tokens is less than engine.max_seq_len",
             "a request of full length would never fit the cache",
-            f"write at least {engine.max_seq_len}, or lower max_seq_len",
+            f"set it to {engine.max_seq_len} or more, or lower engine.max_seq_len",
         )
 
 
@@ -169,7 +169,7 @@ def _cache(recipe: Recipe) -> Iterator[Violation]:
                 ("engine.kv_cache.paged",),
                 f"{path} needs a paged KV cache",
                 "engine.kv_cache.paged is false",
-                f"write {off} here, or `paged: true` in engine.kv_cache",
+                f"set {path} to {off}, or engine.kv_cache.paged to true",
             )
 
 
