@@ -1,0 +1,321 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from quantize.awq_method import Awq
+from quantize.calibration import Calibration
+from quantize.driver import quantize_model
+from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.linear import QuantizedLinear
+from toolchain.errors import ModelError, QuantizeError
+
+GROUP = 16
+LAYERS = 4
+
+
+def calibration(seed: int = 0, samples: int = 6, seq_len: int = 24) -> Calibration:
+    random = torch.Generator().manual_seed(seed)
+    return Calibration("random", torch.randint(96, (samples, seq_len), generator=random), seed)
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+class Recorder:
+    """A `Progress` that remembers."""
+
+    def __init__(self) -> None:
+        self.started: tuple[str, int, str, int] | None = None
+        self.advanced = 0
+
+    def start(self, label: str, total: int, unit: str = "steps", done: int = 0) -> None:
+        self.started = (label, total, unit, done)
+
+    def advance(self, amount: int = 1) -> None:
+        self.advanced += amount
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def run(source: Path, root: Path, name: str = "a", **changes: Any) -> Path:
+    settings: dict[str, Any] = {"method": Awq(group_size=GROUP), "calibration": calibration()} | changes
+    quantize_model(source, root / f"out-{name}", root / f"work-{name}", **settings)
+    return root / f"out-{name}"
+
+
+def dequantized_model(source: Path, quantized: Path) -> Any:
+    """transformers on the weights that the quantized checkpoint stands for."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    checkpoint = QuantizedCheckpoint.open(quantized)
+    state = {}
+    for name in model.state_dict():
+        linear = checkpoint.linear(name.removesuffix(".weight")) if "_proj.weight" in name else None
+        if isinstance(linear, QuantizedLinear):
+            state[name] = linear.dequantize()
+        elif name in checkpoint.checkpoint:
+            state[name] = checkpoint.read(name).float()
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def test_none_copies_every_tensor(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model("Qwen2")
+    report = quantize_model(source, tmp_path / "out", tmp_path / "work", method=None)
+    assert report["method"] == {"method": "none"}
+    original, copy = load_file(source / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert original.keys() == copy.keys()
+    assert all(torch.equal(original[name], copy[name]) for name in original)
+    assert not (tmp_path / "out/model.safetensors").samefile(source / "model.safetensors")
+    assert json.loads((tmp_path / "out/config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert not (tmp_path / "out/hf_quant_config.json").exists()
+    assert QuantizedCheckpoint.open(tmp_path / "out").quant_algo is None
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_every_family_quantizes(family: str, save_model: Callable[..., Path], tmp_path: Path) -> None:
+    out = run(save_model(family), tmp_path)
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        names = set(file.keys())
+    layer = "model.layers.1."
+    assert {f"{layer}self_attn.{m}_proj.weight_scale" for m in "qkvo"} <= names
+    assert {name for name in names if name.endswith("pre_quant_scale")} == {
+        f"model.layers.{index}.{module}.pre_quant_scale"
+        for index in range(2)
+        for module in ("self_attn.o_proj", "mlp.down_proj")
+    }
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= names
+    assert (f"{layer}self_attn.v_proj.bias" in names) == (family == "Qwen2")
+    assert (out / "tokenizer.json").exists()
+
+
+def test_the_report_says_what_was_done(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    events = Recorder()
+    out = tmp_path / "out"
+    report = quantize_model(
+        save_model(),
+        out,
+        tmp_path / "work",
+        method=Awq(group_size=GROUP),
+        calibration=calibration(),
+        events=events,
+    )
+    assert events.started == ("quantize", 2, "layers", 0)
+    assert events.advanced == 2
+    assert len(report.pop("seconds_per_layer")) == 2
+    assert json.loads((out / "quantization_report.json").read_text()) == report
+    assert report["calibration"] == calibration().digest
+    assert report["calibration_tokens"] == 6 * 24
+    assert len(report["linears"]) == 14
+    for facts in report["linears"].values():
+        assert 0 < facts["relative_error"] < 0.2
+        assert 0.55 <= facts["mean_clip"] <= 1
+        assert 0 <= facts["alpha"] <= 1
+
+
+def test_awq_is_clearly_better_than_rounding_where_channels_stand_out(
+    make_model: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Outlier channels as real models have them: large in the norm, small in the weights that read it."""
+    source = save_model(dtype=torch.float32)
+    tensors = load_file(source / "model.safetensors")
+    outliers = torch.tensor([3, 17, 40])
+    for name in tensors:
+        if name.endswith("layernorm.weight"):
+            tensors[name][outliers] *= 30
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    out = run(source, tmp_path)
+
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    rounded = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    from quantize.integer import quantize_groups
+
+    with torch.no_grad():
+        for name, parameter in rounded.named_parameters():
+            if "_proj.weight" in name:
+                codes, scales = quantize_groups(parameter, GROUP, torch.float32)
+                parameter.copy_(QuantizedLinear(codes, scales, bits=4).dequantize())
+        tokens = calibration(seed=9).tokens
+        exact = reference(tokens).logits
+        awq_error = (dequantized_model(source, out)(tokens).logits - exact).square().mean()
+        rounding_error = (rounded(tokens).logits - exact).square().mean()
+    assert awq_error < 0.6 * rounding_error
+
+
+def test_the_same_recipe_gives_the_same_bytes(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    first, second = run(source, tmp_path, "a"), run(source, tmp_path, "b")
+    assert files_of(first) == files_of(second)
+
+
+def test_other_calibration_gives_other_bytes(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    first = run(source, tmp_path, "a")
+    second = run(source, tmp_path, "b", calibration=calibration(seed=1))
+    assert files_of(first)["model.safetensors"] != files_of(second)["model.safetensors"]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from quantize.awq_method import Awq
+from quantize.calibration import Calibration
+from quantize.driver import quantize_model
+tokens = torch.randint(96, (6, 24), generator=torch.Generator().manual_seed(0))
+source, out, work = map(Path, sys.argv[1:])
+quantize_model(source, out, work, method=Awq(group_size=16), calibration=Calibration("random", tokens, 0))
+"""
+
+
+def start_child(*arguments: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, *map(str, arguments)], env=os.environ)
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_and_resumed_it_gives_the_same_bytes(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save_model(num_hidden_layers=LAYERS)
+    assert start_child(source, tmp_path / "whole", tmp_path / "work-whole").wait() == 0
+    expected = files_of(tmp_path / "whole")
+
+    # Kill when the n-th change of the working directory is seen: before, within and between layers.
+    for changes in (1, 2, 4, 7):
+        out, work = tmp_path / f"out-{changes}", tmp_path / f"work-{changes}"
+        child = start_child(source, out, work)
+        seen: set[tuple[str, ...]] = set()
+        while len(seen) <= changes and child.poll() is None:
+            seen.add(tuple(sorted(os.listdir(work))) if work.exists() else ())
+            time.sleep(0.0005)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert not (out / "config.json").exists()
+        assert start_child(source, out, work).wait() == 0
+        assert files_of(out) == expected
+
+
+def test_a_resumed_run_tells_what_is_done(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    first = run(source, tmp_path)
+    events = Recorder()
+    kept = files_of(first)
+    run(source, tmp_path, events=events)
+    assert events.started == ("quantize", 2, "layers", 2)
+    assert events.advanced == 0
+    assert files_of(first) == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"calibration": calibration(seed=5)}, "calibration: '[0-9a-f]{64}' there"),
+        ({"method": Awq(group_size=32)}, "'group_size': 16"),
+        ({"exclude": ["model.layers.0.*"]}, "excluded: "),
+    ],
+)
+def test_the_state_of_another_recipe_is_refused(
+    changes: dict[str, Any], why: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save_model()
+    run(source, tmp_path)
+    with pytest.raises(QuantizeError, match="state of another quantization") as caught:
+        run(source, tmp_path, **changes)
+    assert caught.match(why)
+
+
+def test_the_state_of_another_source_is_refused(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    run(save_model(), tmp_path)
+    with pytest.raises(QuantizeError, match="source: "):
+        run(save_model("Mistral"), tmp_path)
+
+
+def test_excluded_modules_stay_as_they_are(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    out = run(source, tmp_path, exclude=["lm_head", "model.layers.0.*", "*.1.self_attn.q_proj"])
+    original, stored = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    for name, tensor in original.items():
+        if name.startswith("model.layers.0.") or "1.self_attn.q_proj" in name:
+            assert torch.equal(stored[name], tensor)
+    # q_proj reads the norm as it is, so k_proj and v_proj cannot fold a scale into it.
+    assert torch.equal(
+        stored["model.layers.1.input_layernorm.weight"], original["model.layers.1.input_layernorm.weight"]
+    )
+    assert "model.layers.1.self_attn.k_proj.weight_scale" in stored
+    checkpoint = QuantizedCheckpoint.open(out)
+    assert isinstance(checkpoint.linear("model.layers.1.self_attn.q_proj"), torch.Tensor)
+    assert "model.layers.1.self_attn.q_proj" in checkpoint.exclude_modules
+    assert "model.layers.0.mlp.down_proj" in checkpoint.exclude_modules
+
+
+def test_overflowing_activations_name_layer_and_module(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save_model()
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 3] = torch.inf
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(QuantizeError, match=r"model\.layers\.1\.self_attn\.(v|o)_proj: .*NaN or Inf"):
+        run(source, tmp_path)
+
+
+def test_what_cannot_work_is_said_before_any_work(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    with pytest.raises(QuantizeError, match="do not divide into groups of 128") as caught:
+        run(source, tmp_path, method=Awq())
+    assert caught.match("down_proj has 96 input channels")
+    with pytest.raises(QuantizeError, match="needs calibration data"):
+        run(source, tmp_path, calibration=None)
+    with pytest.raises(QuantizeError, match="'lm_hed' matches no linear") as caught:
+        run(source, tmp_path, exclude=["lm_hed"])
+    assert caught.match("nearest name is lm_head")
+    with pytest.raises(QuantizeError, match="every linear of the model is excluded"):
+        run(source, tmp_path, exclude=["*"])
+    with pytest.raises(QuantizeError, match="exceed the model's context of 64"):
+        run(source, tmp_path, calibration=calibration(seq_len=65))
+    assert not (tmp_path / "work-a").exists()
+
+
+def test_a_quantized_source_is_refused(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    out = run(save_model(), tmp_path)
+    with pytest.raises(QuantizeError, match="quantized already"):
+        run(out, tmp_path, "again")
+
+
+def test_a_damaged_source_is_refused(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        run(source, tmp_path)
+
+
+def test_lost_hidden_states_are_noticed(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    run(source, tmp_path)
+    (tmp_path / "work-a/layer-00001.safetensors").unlink()
+    with pytest.raises(QuantizeError, match="has lost the hidden states that enter layer 1"):
+        run(source, tmp_path)
