@@ -1,0 +1,133 @@
+"""Token ids to text, one token at a time, never half a character.
+
+`Detokenizer` looks at the tokenizer once; each sequence gets its own `stream()`. The text of the
+pieces, concatenated, is what decoding all the tokens at once gives (behind the prompt).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream(Protocol):
+    """Text of one sequence, growing token by token."""
+
+    def push(self, token: int) -> str:
+        """The text that became certain with this token; empty inside a character."""
+
+    def finish(self) -> str:
+        """What was held back of a character that never became whole, as replacement characters."""
+
+
+class Detokenizer:
+    """Makes text streams for one tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        skip_special_tokens: leave the text of special tokens (end of text, ...) out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._bytes = _ByteAlphabet(tokenizer, skip_special_tokens) if _is_byte_level(tokenizer) else None
+
+    def stream(self, prompt: list[int]) -> TextStream:
+        """A stream of the text that follows `prompt`."""
+        if self._bytes is not None:
+            return _ByteStream(self._bytes)
+        return _WindowStream(self._tokenizer, self._skip_special_tokens, prompt)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of all the tokens at once."""
+        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special_tokens)
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are spelled in GPT-2's alphabet of bytes and nothing else happens in decoding."""
+    decoder = tokenizer.decoder
+    return decoder is not None and json.loads(decoder.__getstate__())["type"] == "ByteLevel"
+
+
+class _ByteAlphabet:
+    """The bytes of each token of a byte-level tokenizer (Llama 3, Qwen, GPT-2, ...), looked up once."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._pieces: dict[int, bytes] = {}
+        if skip_special_tokens:
+            added = tokenizer.get_added_tokens_decoder().items()
+            self._pieces = {token: b"" for token, content in added if content.special}
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [byte for byte in range(256) if byte not in printable]
+        self._alphabet = {chr(byte): byte for byte in printable}
+        self._alphabet |= {chr(256 + index): byte for index, byte in enumerate(others)}
+
+    def piece(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        if piece is None:
+            # An id beyond the tokenizer's vocabulary (models pad theirs) has no text.
+            spelling = self._tokenizer.id_to_token(token) or ""
+            try:
+                piece = bytes(self._alphabet[char] for char in spelling)
+            except KeyError:  # an added token, spelled as it reads
+                piece = spelling.encode()
+            self._pieces[token] = piece
+        return piece
+
+
+class _ByteStream:
+    """Exact and cheap: bytes through an incremental UTF-8 decoder."""
+
+    def __init__(self, alphabet: _ByteAlphabet) -> None:
+        self._alphabet = alphabet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._alphabet.piece(token))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _WindowStream:
+    """Any other decoder: decode the last few tokens with and without the new one.
+
+    The window starts in the prompt, so that the space before the first word is not lost. While the
+    text ends in a replacement character the next token may complete it: wait, but no longer than a
+    UTF-8 character has bytes, beyond which the bytes are broken for good.
+    """
+
+    _CONTEXT = 6
+    _LONGEST_WAIT = 8
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, prompt: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._window = prompt[-self._CONTEXT :]
+        self._read = len(self._window)  # tokens of the window whose text is out
+
+    def push(self, token: int) -> str:
+        self._window.append(token)
+        text = self._new_text()
+        if text.endswith(REPLACEMENT) and len(self._window) - self._read < self._LONGEST_WAIT:
+            return ""
+        self._advance()
+        return text
+
+    def finish(self) -> str:
+        return self._new_text()
+
+    def _new_text(self) -> str:
+        known = self._tokenizer.decode(self._window[: self._read], skip_special_tokens=self._skip)
+        return self._tokenizer.decode(self._window, skip_special_tokens=self._skip)[len(known) :]
+
+    def _advance(self) -> None:
+        self._window = self._window[-max(self._CONTEXT, len(self._window) - self._read) :]
+        self._read = len(self._window)

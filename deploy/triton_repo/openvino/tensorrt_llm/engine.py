@@ -1,0 +1,263 @@
+"""The engine process: continuous batching with OpenVINO GenAI, between one socket and one loop.
+
+`ContinuousBatchingPipeline.step()` holds the interpreter lock, so it lives in a process of its own;
+the Triton model talks to it through the inherited socket whose descriptor is the only argument. The
+loop drains commands, admits, makes one step, reads every sequence, and sends ONE report. When the
+other side closes the socket (or dies), the process ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+# ruff: noqa: E402 -- telemetry must be off before openvino is imported: it would phone home
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+import numpy as np
+import openvino
+import openvino_genai
+from admission import Admission
+from detokenize import Detokenizer, TextStream
+from messages import Add, Chunk, EngineSettings, Failed, Ready, Report, Sequence, Stop
+from stopping import Piece, StopMatcher, StopWord
+from tokenizers import Tokenizer
+
+
+@dataclass
+class Running:
+    """A sequence in the batch: its handle in the pipeline, its text, and what was not sent yet."""
+
+    key: int
+    sequence: Sequence
+    handle: openvino_genai.GenerationHandle
+    text: TextStream
+    stops: StopMatcher | None
+    unsent: Chunk
+    tokens: int  # prompt and generated, as the cache counts them
+    met_end: bool = False  # an end id was generated
+    sent_any: bool = False
+    first_token_ns: int = 0
+
+
+class Engine:
+    """One pipeline, the queue before it, and the sequences in it."""
+
+    def __init__(self, connection: Connection, settings: EngineSettings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._detokenizer = Detokenizer(
+            Tokenizer.from_file(settings.tokenizer_file), settings.skip_special_tokens
+        )
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
+            settings.engine_dir, _scheduler_config(settings), "CPU", dict(settings.properties)
+        )
+        self._admission: Admission[Add] = Admission(
+            settings.max_sequences, settings.cache_blocks, settings.guarantee
+        )
+        self._running: dict[int, Running] = {}
+        # Ended early: the pipeline frees their cache in the next step, and only then is there room.
+        self._leaving: list[int] = []
+
+    def run(self) -> None:
+        """Serve until the other side hangs up."""
+        while self._take_commands():
+            report = Report()
+            self._start_admitted(report)
+            if self._running or self._leaving:
+                leaving, self._leaving = self._leaving, []
+                self._pipeline.step()
+                for key in leaving:
+                    self._admission.leave(key)
+                self._read_all(report)
+            if report.started or report.chunks:
+                self._send(report)
+
+    def _take_commands(self) -> bool:
+        """Obey what has arrived; wait for something when there is nothing to do. False: hung up."""
+        idle = not (self._running or self._leaving or self._admission.waiting)
+        try:
+            while self._connection.poll(None if idle else 0):
+                self._obey(self._connection.recv())
+                idle = False
+        except (EOFError, ConnectionError):
+            return False
+        return True
+
+    def _obey(self, command: Add | Stop) -> None:
+        if isinstance(command, Add):
+            sequence = command.sequence
+            self._admission.join(command.key, len(sequence.prompt), sequence.max_tokens, command)
+        elif command.key in self._running:
+            self._abandon(self._running[command.key])
+        else:
+            self._admission.leave(command.key)
+
+    def _abandon(self, running: Running) -> None:
+        running.handle.cancel()
+        del self._running[running.key]
+        self._leaving.append(running.key)
+
+    def _start_admitted(self, report: Report) -> None:
+        admitted = self._admission.admit()
+        for command in admitted:
+            try:
+                self._start(command.key, command.sequence)
+            except RuntimeError as error:  # GenAI refused the parameters: this sequence alone fails
+                self._admission.leave(command.key)
+                report.chunks.append(Chunk(command.key, [], [], "", error=str(error)))
+            else:
+                report.started.append(command.key)
+        if admitted:  # tell at once: the step may be long
+            self._send(report)
+            report.started, report.chunks = [], []
+
+    def _start(self, key: int, sequence: Sequence) -> None:
+        prompt = openvino.Tensor(np.asarray([sequence.prompt], dtype=np.int64))
+        handle = self._pipeline.add_request(key, prompt, _generation_config(sequence))
+        words = [StopWord(word, self._detokenizer.decode(list(word))) for word in sequence.stop_words]
+        echo = self._detokenizer.decode(sequence.prompt) if sequence.echo_text else ""
+        self._running[key] = Running(
+            key=key,
+            sequence=sequence,
+            handle=handle,
+            text=self._detokenizer.stream(sequence.prompt),
+            stops=StopMatcher(words) if words else None,
+            unsent=Chunk(key, [], [], echo),
+            tokens=len(sequence.prompt),
+        )
+
+    def _read_all(self, report: Report) -> None:
+        for running in list(self._running.values()):
+            chunk = self._read(running)
+            if chunk is not None:
+                report.chunks.append(chunk)
+
+    def _read(self, running: Running) -> Chunk | None:
+        """Take what the pipeline has for a sequence; a chunk when it is time to send one."""
+        while running.handle.can_read():
+            for output in running.handle.read().values():
+                if self._take_tokens(running, output.generated_ids, output.generated_log_probs):
+                    self._abandon(running)
+                    return _finished(running, "stop")
+        status = running.handle.get_status()
+        if status != openvino_genai.GenerationStatus.RUNNING:
+            return self._end(running, status)
+        self._admission.grow(running.key, running.tokens)
+        return self._due(running)
+
+    def _take_tokens(self, running: Running, tokens: list[int], log_probs: list[float]) -> bool:
+        """Turn tokens into text and stop at a stop word; returns whether one was met."""
+        running.tokens += len(tokens)
+        running.first_token_ns = running.first_token_ns or time.monotonic_ns()
+        for token, log_prob in zip(tokens, log_probs, strict=True):
+            if token in running.sequence.end_ids:
+                running.met_end = True  # never part of the output; the pipeline stops by itself
+                continue
+            piece = Piece(token, log_prob, running.text.push(token))
+            if running.stops is None:
+                _append(running.unsent, [piece])
+                continue
+            pieces, text, stopped = running.stops.push(piece)
+            _append(running.unsent, pieces)
+            running.unsent.text += text
+            if stopped:
+                return True
+        return False
+
+    def _end(self, running: Running, status: openvino_genai.GenerationStatus) -> Chunk:
+        del self._running[running.key]
+        self._admission.leave(running.key)
+        chunk = running.unsent
+        if status != openvino_genai.GenerationStatus.FINISHED:
+            chunk.error = "the KV cache ran full and the engine dropped the sequence"
+            return chunk
+        if running.stops is not None:
+            _append(chunk, running.stops.finish())
+        chunk.text += running.text.finish()
+        return _finished(running, "stop" if running.met_end else "length")
+
+    def _due(self, running: Running) -> Chunk | None:
+        """The unsent chunk of a streaming sequence: the first token at once, then every interval."""
+        chunk = running.unsent
+        wanted = self._settings.stream_interval if running.sent_any else 1
+        if not running.sequence.streaming or len(chunk.tokens) < wanted:
+            return None
+        running.sent_any = True
+        running.unsent = Chunk(running.key, [], [], "")
+        return chunk
+
+    def _send(self, report: Report) -> None:
+        report.time_ns = time.monotonic_ns()
+        report.waiting = self._admission.waiting
+        report.active = self._admission.active
+        report.reserved_blocks = self._admission.reserved_blocks
+        self._connection.send(report)
+
+
+def _finished(running: Running, reason: str) -> Chunk:
+    running.unsent.finish = reason
+    running.unsent.first_token_ns = running.first_token_ns
+    return running.unsent
+
+
+def _append(chunk: Chunk, pieces: list[Piece]) -> None:
+    for piece in pieces:
+        chunk.tokens.append(piece.token)
+        chunk.log_probs.append(piece.log_prob)
+        chunk.text += piece.text
+
+
+def _scheduler_config(settings: EngineSettings) -> openvino_genai.SchedulerConfig:
+    config = openvino_genai.SchedulerConfig()
+    config.num_kv_blocks = settings.cache_blocks
+    config.max_num_batched_tokens = settings.max_num_tokens
+    config.max_num_seqs = settings.max_sequences
+    config.dynamic_split_fuse = settings.chunked_context
+    config.enable_prefix_caching = settings.reuse_cache
+    return config
+
+
+def _generation_config(sequence: Sequence) -> openvino_genai.GenerationConfig:
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = sequence.max_tokens
+    config.min_new_tokens = sequence.min_tokens
+    if sequence.end_ids:
+        config.set_eos_token_id(sequence.end_ids[0])
+        config.stop_token_ids = set(sequence.end_ids)
+    else:
+        config.ignore_eos = True
+    config.repetition_penalty = sequence.repetition_penalty
+    config.presence_penalty = sequence.presence_penalty
+    config.frequency_penalty = sequence.frequency_penalty
+    config.logprobs = int(sequence.log_probs)
+    config.do_sample = sequence.sample
+    if sequence.sample:
+        config.temperature = sequence.temperature
+        config.top_p = sequence.top_p
+        config.rng_seed = sequence.seed
+        if sequence.top_k:
+            config.top_k = sequence.top_k
+    return config
+
+
+def main() -> None:
+    """Load what the first message says, then serve."""
+    connection = Connection(int(sys.argv[1]))
+    try:
+        settings: EngineSettings = connection.recv()
+        try:
+            engine = Engine(connection, settings)
+            connection.send(Ready())
+            engine.run()
+        except Exception as error:  # whatever it was, the other side must learn the reason
+            connection.send(Failed(f"{type(error).__name__}: {error}"))
+            sys.exit(1)
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        pass  # the other side is gone
+
+
+if __name__ == "__main__":
+    main()
