@@ -19,7 +19,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="Prometheus port; 0 takes a free one.")] = 8002,
     tritonserver: Annotated[Path | None, typer.Option(help="The tritonserver to run.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that loading may take.")] = 600.0,
-    drain: Annotated[float, typer.Option(help="Seconds that running requests get when it stops.")] = 30.0,
+    drain: Annotated[int, typer.Option(help="Seconds that running requests get when it stops.")] = 30,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the server's log.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -27,6 +27,7 @@ def serve(
 
     Example: llmbuild serve artifacts/demo-int4 --http-port 0 --grpc-port 0 --metrics-port 0
     """
+    from deploy.find import find_triton
     from deploy.running import announced
     from deploy.server import TritonServer
     from toolchain.pipeline.artifact import Artifact
@@ -40,7 +41,7 @@ def serve(
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,
-            tritonserver=tritonserver,
+            triton=find_triton(tritonserver),
             timeout_s=timeout,
             exit_timeout_s=drain,
             on_log=log,

@@ -1,0 +1,38 @@
+"""What a figure was measured on: without it a number means nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("torch", "openvino", "openvino-genai", "nvidia-pytriton", "tritonclient")
+
+
+def conditions() -> dict[str, str]:
+    """Processor, cores, memory, interpreter and package versions."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = next(
+        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "?"
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": f"{model}, {os.cpu_count()} virtual cores",
+        "memory": f"{memory:.0f} GiB",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range of repeated measurements."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]

@@ -1,0 +1,102 @@
+"""`OpenVINO`: the flavour that runs on any x86 CPU, inside a real Triton."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.engine.base import Config
+from toolchain.errors import ToolchainError
+from toolchain.progress import Progress
+
+if TYPE_CHECKING:
+    from toolchain.recipe import Recipe
+
+PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers")
+
+
+class OpenVINO:
+    """OpenVINO IR from the quantized checkpoint; GenAI's continuous batching behind Triton's Python backend."""
+
+    name = "openvino"
+
+    def missing(self, recipe: Recipe) -> list[ToolchainError]:
+        """The OpenVINO packages, if they are not installed."""
+        absent = [name for name, found in self.tools().items() if found == "absent"]
+        if not absent:
+            return []
+        return [
+            ToolchainError(
+                f"{', '.join(absent)} not installed",
+                where="engine.flavour",
+                why="the openvino flavour builds its engine with them",
+                fix="pip install 'llmbuild[openvino,triton]'",
+            )
+        ]
+
+    def tools(self) -> dict[str, str]:
+        """Versions of the OpenVINO packages."""
+        return {name: _version(name) for name in PACKAGES}
+
+    def engine_config(self, recipe: Recipe) -> Config:
+        """The context length: some rotary embeddings depend on it."""
+        return {"max_seq_len": recipe.engine.max_seq_len}
+
+    def build(self, checkpoint: Path, out_dir: Path, config: Config, progress: Progress) -> dict[str, Any]:
+        """Write the IR."""
+        from toolchain.engine.openvino import build_ir
+
+        return build_ir(checkpoint, out_dir, max_seq_len=config["max_seq_len"], events=progress)
+
+    def repository_config(self, recipe: Recipe) -> Config:
+        """Limits, scheduling and arithmetic: everything that a restart can change without a new engine."""
+        from toolchain.engine.openvino import plugin_properties
+
+        engine, deploy = recipe.engine, recipe.deploy
+        return {
+            "precision": engine.precision,
+            "plugin_properties": plugin_properties(
+                engine.precision, engine.kv_cache.dtype, engine.num_threads
+            ),
+            "max_seq_len": engine.max_seq_len,
+            "max_batch_size": engine.max_batch_size,
+            "max_num_tokens": engine.max_num_tokens,
+            "max_tokens_in_paged_kv_cache": engine.kv_cache.max_tokens,
+            "enable_kv_cache_reuse": engine.kv_cache.reuse,
+            "enable_chunked_context": engine.chunked_prefill,
+            "batching": deploy.batching,
+            "batch_scheduler_policy": deploy.scheduler,
+            "max_queue_size": deploy.max_queue_size,
+            "streaming": deploy.streaming,
+            "stream_interval": engine.stream_interval,
+        }
+
+    def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
+        """Make the repository; the precision that it runs in is a fact of the manifest."""
+        from deploy.repository import RepositorySettings, render_openvino
+        from toolchain.model.spec import load_spec
+
+        spec = load_spec(engine)
+        values = dict(config)
+        del values["flavour"]
+        precision = values.pop("precision")
+        values["max_seq_len"] = values["max_seq_len"] or spec.max_position_embeddings
+        pad_id = spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0)
+        settings = RepositorySettings(
+            engine_dir=engine,
+            tokenizer_dir=checkpoint,
+            vocab_size=spec.vocab_size,
+            end_ids=spec.eos_token_ids,
+            pad_id=pad_id,
+            **values,
+        )
+        render_openvino(out_dir, settings)
+        return {"precision": precision, **config["plugin_properties"]}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
