@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from toolchain.errors import ModelError
 from toolchain.model.config_json import read_json_object
-from toolchain.model.families import expected_tensors, optional_tensors
+from toolchain.model.families import EMBEDDING, LM_HEAD, expected_tensors, optional_tensors
 from toolchain.model.safetensors_file import (
     ITEM_SIZES,
     Entry,
@@ -26,6 +26,8 @@ from toolchain.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["INDEX_FILE", "SINGLE_FILE", "TORCH_DTYPES", "Checkpoint", "Location", "weight_files"]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -44,6 +46,8 @@ _HARMLESS = re.compile(
 )
 
 _MAP_NORESERVE = 0x4000  # of Linux on every architecture that torch supports; `mmap` names it from 3.13 on
+
+_CHUNK = 4 << 20  # bytes compared at a time
 
 _SHOWN = 5  # names listed in an error before "and N more"
 
@@ -148,9 +152,13 @@ class Checkpoint:
             )
 
     def verify(self, spec: ModelSpec) -> None:
-        """Raise one ModelError listing every missing, surplus and wrongly shaped tensor of a plain model."""
-        expected = expected_tensors(spec)
-        missing = [name for name in expected if name not in self and name not in optional_tensors(spec)]
+        """Raise one ModelError listing every missing, surplus and wrongly shaped tensor of a plain model.
+
+        A tied model may store lm_head.weight as well, but only as the very bytes of the embedding: where
+        they differ, transformers 4 used the embedding and transformers 5 uses the stored head.
+        """
+        expected, optional = expected_tensors(spec), optional_tensors(spec)
+        missing = [name for name in expected if name not in self and name not in optional]
         surplus = [name for name in self.names if name not in expected and not _HARMLESS.fullmatch(name)]
         wrong = [
             f"{name} is {list(self.shape(name))}, expected {list(shape)}"
@@ -166,6 +174,26 @@ class Checkpoint:
                 why="; ".join(found),
                 fix="check that config.json belongs to these weights, or download the model again",
             )
+        if spec.tie_word_embeddings and LM_HEAD in self and not self._same(LM_HEAD, EMBEDDING):
+            raise ModelError(
+                f"config.json ties {LM_HEAD} to the embedding, but the two are stored with different values",
+                where=str(self.model_dir),
+                fix=f"set tie_word_embeddings to false if the head is meant, or else remove {LM_HEAD}",
+            )
+
+    def _same(self, left: str, right: str) -> bool:
+        """Whether two tensors are equal to the bit."""
+        one, other = self._entry(left), self._entry(right)
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        for start in range(0, one.location.nbytes, _CHUNK):
+            size = min(_CHUNK, one.location.nbytes - start)
+            buffers = bytearray(size), bytearray(size)
+            read_bytes(one.location, memoryview(buffers[0]), start)
+            read_bytes(other.location, memoryview(buffers[1]), start)
+            if buffers[0] != buffers[1]:
+                return False
+        return True
 
     def _entry(self, name: str) -> Entry:
         try:

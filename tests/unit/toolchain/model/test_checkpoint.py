@@ -274,6 +274,14 @@ class TestVerify:
         embedding = Checkpoint.open(tmp_path).read("model.embed_tokens.weight")
         rewrite(tmp_path, **{"lm_head.weight": embedding})
         Checkpoint.open(tmp_path).verify(spec)
+        other = embedding.clone()
+        other[-1, -1] += 1
+        rewrite(tmp_path, **{"lm_head.weight": other})
+        with pytest.raises(ModelError, match="the two are stored with different values"):
+            Checkpoint.open(tmp_path).verify(spec)
+        rewrite(tmp_path, **{"lm_head.weight": embedding.float()})
+        with pytest.raises(ModelError, match="the two are stored with different values"):
+            Checkpoint.open(tmp_path).verify(spec)
         rewrite(tmp_path, **{"lm_head.weight": embedding[1:].clone()})
         with pytest.raises(ModelError, match=r"1 of another shape: lm_head\.weight"):
             Checkpoint.open(tmp_path).verify(spec)
@@ -284,7 +292,7 @@ class TestVerify:
             Checkpoint.open(single).verify(load_spec(single))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(length=st.integers(0, 3000))
 def test_truncated_anywhere_on_opening(tmp_path: Path, length: int) -> None:
     content = save({"t": torch.zeros(2800, dtype=torch.uint8), "u": torch.zeros(16)})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
@@ -46,6 +46,7 @@ def test_header_in_order_of_bytes(tmp_path: Path) -> None:
     assert np.frombuffer(buffer, np.float32).tolist() == [4.0, 5.0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(GOOD) - 1))
 def test_truncated_at_any_byte(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     path = tmp_path_factory.getbasetemp() / "truncated.safetensors"
@@ -54,6 +55,7 @@ def test_truncated_at_any_byte(tmp_path_factory: pytest.TempPathFactory, length:
         read_header(path)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(GOOD) - 35), st.integers(0, 255))
 def test_any_changed_byte_of_the_header(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int
@@ -68,6 +70,7 @@ def test_any_changed_byte_of_the_header(
     assert sum(e.location.nbytes for e in header.values()) == 34
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "noise.safetensors"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolchain.errors import ModelError
@@ -372,6 +372,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(PUBLISHED)), st.data())
 def test_no_value_of_any_field_escapes_as_another_error(family: str, data: st.DataObject) -> None:
     config = PUBLISHED[family]
