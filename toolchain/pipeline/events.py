@@ -140,10 +140,11 @@ def _live(stream: TextIO) -> Iterator[Live]:
         BarColumn(),
         AmountColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=Console(file=stream),
         transient=True,
+        redirect_stdout=False,  # it carries the result, which is nobody's progress
         refresh_per_second=4,
     ) as bars:
         yield Live(bars)
