@@ -1,0 +1,113 @@
+"""From a checkpoint directory to a directory that OpenVINO GenAI's `ContinuousBatchingPipeline` loads.
+
+Writes `openvino_model.xml` and `.bin`, the configuration and tokenizer files of the checkpoint, and, where
+there is a tokenizer, `openvino_detokenizer.xml` and `.bin`: GenAI takes the vocabulary for structured output
+from it. The tokenizer itself is not converted: Hugging Face's encodes and decodes, faster and without
+OpenVINO's deviations for some Unicode input. Tools: openvino and openvino-tokenizers 2026.4. The same
+checkpoint gives the same bytes. When killed, it leaves a partial `out_dir`; hiding that is up to the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain.errors import PlanError, os_error
+from toolchain.model.checkpoint import Checkpoint
+from toolchain.model.spec import ModelSpec, load_spec
+from toolchain.progress import Progress, Silent
+
+MODEL_XML, MODEL_BIN = "openvino_model.xml", "openvino_model.bin"
+
+_COPIED = (
+    *("config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+)
+
+
+def build_ir(
+    checkpoint_dir: Path, out_dir: Path, *, max_seq_len: int | None = None, events: Progress | None = None
+) -> dict[str, Any]:
+    """Write the IR of a plain or W4A16_AWQ checkpoint into `out_dir`.
+
+    Args:
+        checkpoint_dir: config.json, safetensors, and the tokenizer if there is one.
+        out_dir: made if it is not there.
+        max_seq_len: the longest prompt and answer together that will be served; None for the model's
+            `max_position_embeddings`.
+        events: told the bytes of weights written.
+
+    Returns:
+        facts for the manifest: `weight_bytes`, `quantized_linears`, `max_seq_len`, `detokenizer`.
+
+    Raises:
+        ModelError: a tensor is missing or is not the one that config.json implies.
+        BuildError: a tensor is of a dtype that the flavour does not run.
+        PlanError: the model rotates positions differently at different lengths up to `max_seq_len`.
+        StoreError: the file system refuses.
+    """
+    spec = load_spec(checkpoint_dir)
+    checkpoint = Checkpoint.open(checkpoint_dir)
+    max_seq_len = max_seq_len or spec.max_position_embeddings
+    inv_freq = _inv_freq(spec, max_seq_len)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        facts = _write_model(checkpoint, spec, inv_freq, out_dir, events or Silent())
+        for name in _COPIED:
+            if (checkpoint_dir / name).is_file():
+                shutil.copyfile(checkpoint_dir / name, out_dir / name)
+        if not (out_dir / "generation_config.json").exists():
+            _write_generation_config(spec, out_dir / "generation_config.json")
+        detokenizer = (checkpoint_dir / "tokenizer.json").is_file()
+        if detokenizer:
+            from toolchain.engine.openvino.detokenizer import write_detokenizer
+
+            write_detokenizer(checkpoint_dir, out_dir)
+    except OSError as error:
+        raise os_error(error, "write the OpenVINO model") from error
+    return facts | {"max_seq_len": max_seq_len, "detokenizer": detokenizer}
+
+
+def _inv_freq(spec: ModelSpec, max_seq_len: int) -> NDArray[np.float64]:
+    """The rotary frequencies, if they are the same for every length up to `max_seq_len`.
+
+    Dynamic and LongRoPE switch frequencies when a sequence outgrows a limit. A cached key keeps the rotation
+    that it was stored with, so that no constant is right on both sides of the switch.
+    """
+    inv_freq = spec.rope.inv_freq(1)
+    if not np.array_equal(inv_freq, spec.rope.inv_freq(max_seq_len)):
+        limit = min(spec.rope.original_max_position_embeddings, spec.rope.max_position_embeddings)
+        raise PlanError(
+            f"{spec.rope.kind} RoPE cannot be served up to {max_seq_len} tokens on the openvino flavour",
+            where="engine.max_seq_len",
+            why="its frequencies change with the sequence's length, but keys in the cache keep the old ones",
+            fix=f"set engine.max_seq_len to at most {limit}",
+        )
+    return inv_freq
+
+
+def _write_model(
+    checkpoint: Checkpoint, spec: ModelSpec, inv_freq: NDArray[np.float64], out_dir: Path, events: Progress
+) -> dict[str, Any]:
+    from toolchain.engine.openvino.graph import build_model
+    from toolchain.engine.openvino.irfile import Constants
+    from toolchain.engine.openvino.weights import CheckpointWeights
+
+    constants = Constants()
+    model = build_model(spec, inv_freq, CheckpointWeights(checkpoint, spec, constants))
+    events.start("write the OpenVINO model", constants.nbytes, "bytes")
+    constants.write(model, out_dir / MODEL_XML, out_dir / MODEL_BIN, events.advance)
+    quantized = sum(name.endswith(".weight_scale") for name in checkpoint.names)
+    return {"weight_bytes": constants.nbytes, "quantized_linears": quantized}
+
+
+def _write_generation_config(spec: ModelSpec, path: Path) -> None:
+    """What a checkpoint without a generation_config.json implies."""
+    ids = {"bos_token_id": spec.bos_token_id, "pad_token_id": spec.pad_token_id}
+    config = {"eos_token_id": list(spec.eos_token_ids)} | {k: v for k, v in ids.items() if v is not None}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
