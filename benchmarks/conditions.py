@@ -15,9 +15,8 @@ PACKAGES = ("torch", "openvino", "openvino-genai", "nvidia-pytriton", "tritoncli
 def conditions() -> dict[str, str]:
     """Processor, cores, memory, interpreter and package versions."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = next(
-        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "?"
-    )
+    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    model = names[0] if names else platform.machine()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": f"{model}, {os.cpu_count()} virtual cores",

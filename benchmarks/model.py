@@ -43,7 +43,7 @@ def random_llama(
     shards: dict[str, dict[str, torch.Tensor]] = {}
     weight_map = {}
     shapes = expected_tensors(load_spec(directory))
-    for name, shape in shapes.items():
+    for name in shapes:
         shard = name.split(".")[2] if name.startswith("model.layers.") else "rest"
         weight_map[name] = f"model-{shard}.safetensors"
     for file in dict.fromkeys(weight_map.values()):

@@ -6,7 +6,8 @@ lines and serializes to JSON, so that a terminal and a CI system read the same f
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
 
 class LlmbuildError(Exception):
@@ -131,6 +132,19 @@ class StoreError(LlmbuildError):
 
     exit_code = 7
     kind = "store"
+
+
+E = TypeVar("E", bound=LlmbuildError)
+
+
+def combined(found: Sequence[E]) -> E:
+    """One error that tells of all of `found` (of one class): the first, with the others as its reason."""
+    first, *others = found
+    if not others:
+        return first
+    why = "; ".join(filter(None, [first.why, *(f"also: {other.what}" for other in others)]))
+    fixes = dict.fromkeys(error.fix for error in found if error.fix)
+    return type(first)(first.what, where=first.where, why=why, fix="; and ".join(fixes) or None)
 
 
 EXIT_INTERRUPTED = 130

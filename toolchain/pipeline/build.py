@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.errors import ToolchainError, UsageError
+from toolchain.errors import UsageError, combined
 from toolchain.pipeline.artifact import publish
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
@@ -79,9 +79,7 @@ def build_recipe(
     make_plan(recipe).check()
     missing = missing_tools(recipe, until)
     if missing:
-        first, *others = missing
-        why = "; ".join(filter(None, [first.why, *(f"also: {other.what}" for other in others)]))
-        raise ToolchainError(first.what, where=first.where, why=why or None, fix=first.fix)
+        raise combined(missing)
 
     progress = progress or Silent()
     model, revision = fetch_model(recipe.model.source, recipe.model.revision)

@@ -129,13 +129,14 @@ def _package(name: str, purpose: str, fix: str) -> Finding:
 
 
 def _triton() -> Finding:
-    from deploy.find import find_triton
+    from deploy.find import find_triton, prepare
 
     try:
         triton = find_triton()
+        prepare(triton)
     except LlmbuildError as error:
         return Finding("Triton", False, error.what, error.fix or "")
-    return Finding("Triton", True, f"{triton.kind}, {triton.binary}", "")
+    return Finding("Triton", True, f"{triton.version or 'version unknown'}, found by {triton.found_by}", "")
 
 
 def _gpu() -> Finding:

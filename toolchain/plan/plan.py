@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.data import load_table
-from toolchain.errors import PlanError
+from toolchain.errors import PlanError, combined
 from toolchain.plan import compat, memory
 from toolchain.plan.facts import model_facts
 
@@ -85,11 +85,9 @@ class Plan:
         }
 
     def check(self) -> None:
-        """Raise the first problem, with the others as its reason, if there is any."""
+        """Raise one error that tells of all problems, if there are any."""
         if self.problems:
-            first, *others = self.problems
-            why = "; ".join(filter(None, [first.why, *(f"also: {other.what}" for other in others)]))
-            raise PlanError(first.what, where=first.where, why=why or None, fix=first.fix)
+            raise combined(self.problems)
 
 
 def make_plan(recipe: Recipe) -> Plan:

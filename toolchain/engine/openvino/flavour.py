@@ -17,7 +17,7 @@ PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers")
 
 
 class OpenVINO:
-    """OpenVINO IR from the quantized checkpoint; GenAI's continuous batching behind Triton's Python backend."""
+    """OpenVINO IR from the quantized checkpoint; GenAI's continuous batching behind Triton."""
 
     name = "openvino"
 
