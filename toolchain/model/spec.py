@@ -71,6 +71,10 @@ class ModelSpec:
         problems: list[str] = []
         fields = Fields(config, problems)
 
+        # transformers chooses the class by model_type; where the two differ nobody knows which is meant.
+        if fields.text("model_type", family) != family:
+            fields.problem("model_type", f"must be {family!r} beside {architecture}")
+
         heads = fields.integer("num_attention_heads")
         # Only Llama's class reads "absent" as multi-head; the others have a number of their own there.
         absent_is_mha = family == "llama" or "num_key_value_heads" in config

@@ -305,6 +305,7 @@ def test_all_problems_come_together() -> None:
     [
         (LLAMA31, {"num_key_value_heads": 5}, r"\(5\) must divide num_attention_heads \(32\)"),
         (LLAMA31, {"hidden_size": 4097}, "head_dim is missing, and 32 heads do not divide hidden_size 4097"),
+        (LLAMA31, {"model_type": "qwen2"}, "model_type must be 'llama' beside LlamaForCausalLM"),
         (LLAMA31, {"head_dim": 127}, "must be an even number from 2 to 127, not 127"),
         (
             LLAMA31,
