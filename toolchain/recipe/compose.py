@@ -82,7 +82,10 @@ class Composer:
                 "name the files in a recipe",
             )
             return Table(mark)
-        value = parse(text, mark.origin, self.problems, in_file=False) or Leaf(None, mark, "")
+        known = len(self.problems)
+        value = parse(text, mark.origin, self.problems, in_file=False)
+        if value is None:  # not YAML, or nothing at all, which is YAML for null
+            value = Leaf(None, mark, reported=len(self.problems) > known)
         for step in reversed(steps):
             value = Table(mark, {step: value}, {step: mark})
         assert isinstance(value, Table)

@@ -21,7 +21,7 @@ _NAN = re.compile(r"\.(nan|NaN|NAN)")
 _YES = re.compile(r"(?i:y|yes|on)")
 _NO = re.compile(r"(?i:n|no|off)")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+|0o[0-7]+")
-_BINARY = re.compile(r"[-+]?0b[01_]+")
+_BINARY = re.compile(r"[-+]?0b_*[01][01_]*")
 _GROUPED = re.compile(r"[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|[-+]?0x[0-9a-fA-F]*_[0-9a-fA-F_]*")
 _BASE_60 = re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?")
 
