@@ -53,7 +53,7 @@ def failures(lines: Iterable[str]) -> list[Failure]:
 
 
 def _tidy(quoted: str) -> str:
-    r"""`ValueError: no\n\nAt:\n  model.py(6): initialize\n"` becomes `ValueError: no (model.py(6): initialize)`."""
+    r"""`ValueError: no\n\nAt:\n  model.py(6): run\n"` becomes `ValueError: no (model.py(6): run)`."""
     message, _, trace = quoted.strip().removesuffix('"').replace("\\n", "\n").partition("\n\nAt:\n")
     message = " ".join(message.split())
     if message.endswith("is not healthy."):

@@ -1,0 +1,371 @@
+"""Talk to a model that Triton serves with the tensors of TensorRT-LLM's `inflight_batcher_llm`.
+
+    with Client("127.0.0.1:8001") as client:
+        for part in client.generate("def fibonacci(n):", max_tokens=64):
+            print(part.text if isinstance(part, Chunk) else part)
+
+It speaks gRPC through tritonclient's protocol classes, one call a request, so that requests of several
+threads share a connection and closing an iterator cancels its request on the server. It works with upstream's
+repositories as with ours, decoupled or not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
+
+from deploy.chat import render_chat
+from toolchain.errors import LaunchError, RequestError, UsageError
+
+__all__ = ["Chunk", "Client", "Summary", "parse_address", "render_chat"]
+
+DEFAULT_PORT = 8001
+Array = np.ndarray[Any, Any]
+_HANDSHAKE_S = 20.0
+_OPTIONAL_OUTPUTS = ("finish_reason", "num_output_tokens", "sequence_index")
+_START = "start it with `llmbuild serve ARTIFACT`; the gRPC port is the one that it prints, 8001 by default"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer.
+
+    Attributes:
+        text: what comes next.
+        sequence: which of the `num_return_sequences` answers it belongs to.
+        log_probs: of its tokens, when they were asked for.
+    """
+
+    text: str
+    sequence: int = 0
+    log_probs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known at the end of an answer.
+
+    Attributes:
+        tokens: how many were generated; the number of chunks when the server does not tell.
+        ttft_s: seconds from sending the request to the first response.
+        duration_s: seconds from sending the request to the last response.
+        tokens_per_s: of the tokens after the first response; of all when there is only one response.
+        finish_reason: `stop` or `length`, when the server tells; of the last sequence to end.
+    """
+
+    tokens: int
+    ttft_s: float
+    duration_s: float
+    tokens_per_s: float
+    finish_reason: str | None = None
+
+    def __str__(self) -> str:
+        ended = f", finished by {self.finish_reason}" if self.finish_reason else ""
+        return (
+            f"{self.tokens} tokens, first after {self.ttft_s * 1000:.0f} ms, "
+            f"{self.tokens_per_s:.1f} tokens/s{ended}"
+        )
+
+
+class Client:
+    """A connection to one server; safe to share among threads."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is host:port or grpc://host:port; nothing is sent yet."""
+        self.address = parse_address(url)
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        if self.address.startswith(("127.", "localhost:", "[::1]")):
+            options.append(("grpc.enable_http_proxy", 0))
+        self._channel = grpc.insecure_channel(self.address, options=options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._models: dict[str, pb.ModelMetadataResponse] = {}
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection; requests in flight are cancelled."""
+        self._channel.close()
+
+    def is_ready(self, *models: str) -> bool:
+        """Whether the server answers and each of `models` is ready; False when it is away."""
+        try:
+            if not self._stub.ServerReady(pb.ServerReadyRequest(), timeout=_HANDSHAKE_S).ready:
+                return False
+            requests = (pb.ModelReadyRequest(name=model) for model in models)
+            return all(self._stub.ModelReady(request, timeout=_HANDSHAKE_S).ready for request in requests)
+        except grpc.RpcError:
+            return False
+
+    def generate(
+        self,
+        prompt: str | bytes,
+        *,
+        max_tokens: int,
+        stream: bool = True,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        stop_words: Sequence[str] | None = None,
+        bad_words: Sequence[str] | None = None,
+        min_tokens: int | None = None,
+        num_return_sequences: int | None = None,
+        return_log_probs: bool | None = None,
+        end_id: int | None = None,
+        request_id: str = "",
+        model: str = "ensemble",
+        timeout_s: float | None = None,
+    ) -> Iterator[Chunk | Summary]:
+        """Ask `model` to continue `prompt`: chunks as they come, at the end one `Summary`.
+
+        What is None is not sent, so that the server's own default holds. The request is sent when the first
+        element is asked for; closing the iterator cancels it.
+
+        Args:
+            prompt: text, or UTF-8 bytes.
+            stream: chunks as they are generated; False gives each answer whole, as one chunk.
+            request_id: the server's log and traces name the request by it.
+            timeout_s: the longest that the whole answer may take; None waits as long as the server lives.
+
+        Raises:
+            UsageError: a value that cannot be sent, such as text that is no UTF-8.
+            RequestError: the server answered with an error, or not in time.
+            LaunchError: the server cannot be reached, or went away.
+        """
+        given: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "seed": seed,
+            "stop_words": stop_words or None,
+            "bad_words": bad_words or None,
+            "min_tokens": min_tokens,
+            "num_return_sequences": num_return_sequences,
+            "return_log_probs": return_log_probs,
+            "end_id": end_id,
+        }
+        values = {"text_input": prompt, "max_tokens": max_tokens}
+        values |= {name: value for name, value in given.items() if value is not None}
+        # Sent only to models that take them: they say how to answer, not what.
+        wishes = {"stream": stream, "exclude_input_in_output": True, "return_num_output_tokens": True}
+        metadata = self._metadata(model)
+        request = build_request(metadata, values, wishes, request_id)
+        return self._answers(request, timeout_s)
+
+    def complete(self, prompt: str | bytes, *, max_tokens: int, **options: Any) -> str:
+        """The whole answer to `prompt` as one text; `options` are those of `generate`.
+
+        With several return sequences it is the first.
+        """
+        options.setdefault("stream", False)
+        parts = self.generate(prompt, max_tokens=max_tokens, **options)
+        return "".join(part.text for part in parts if isinstance(part, Chunk) and part.sequence == 0)
+
+    def _metadata(self, model: str) -> pb.ModelMetadataResponse:
+        if model not in self._models:
+            try:
+                request = pb.ModelMetadataRequest(name=model)
+                self._models[model] = self._stub.ModelMetadata(request, timeout=_HANDSHAKE_S)
+            except grpc.RpcError as error:
+                raise self._translated(error, begun=False) from error
+        return self._models[model]
+
+    def _answers(self, request: pb.ModelInferRequest, timeout_s: float | None) -> Iterator[Chunk | Summary]:
+        started = time.perf_counter()
+        first = last = started
+        chunks, first_chunks, begun = 0, 0, False
+        counts: dict[int, int] = {}
+        reason: str | None = None
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout_s)
+        try:
+            for message in call:
+                if message.error_message:
+                    raise RequestError(message.error_message, where=request.model_name)
+                response = message.infer_response
+                outputs = read_outputs(response)
+                if "text_output" in outputs:
+                    last = time.perf_counter()
+                    found = _chunks(outputs)
+                    chunks += len(found)
+                    if not begun:
+                        begun, first, first_chunks = True, last, len(found)
+                    if "num_output_tokens" in outputs:
+                        counts[found[0].sequence] = int(outputs["num_output_tokens"].sum())
+                    if "finish_reason" in outputs:
+                        reason = _text(outputs["finish_reason"].flat[-1]) or reason
+                    yield from found
+                if response.parameters["triton_final_response"].bool_param:
+                    break
+        except grpc.RpcError as error:
+            raise self._translated(error, begun=True, timeout_s=timeout_s) from error
+        finally:
+            call.cancel()
+        tokens = sum(counts.values()) or chunks
+        yield _summary(tokens, chunks, first_chunks, (started, first, last), reason)
+
+    def _translated(
+        self, error: Any, *, begun: bool, timeout_s: float | None = None
+    ) -> RequestError | LaunchError:
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and begun:
+            return RequestError(f"no complete answer within {timeout_s:g} s", where=self.address)
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if begun:
+                return LaunchError(
+                    "the server went away before its answer was complete",
+                    where=self.address,
+                    why=details,
+                    fix="look at the server's log",
+                )
+            return LaunchError("no server answers", where=self.address, why=details, fix=_START)
+        return RequestError(details or str(code), where=self.address)
+
+
+def parse_address(url: str) -> str:
+    """`host:port` of a gRPC endpoint, from that, from `grpc://host:port`, or from a host alone.
+
+    Raises:
+        UsageError: it is an HTTP URL, or no address.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "grpc":
+        raise UsageError(
+            f"{url} is no gRPC address",
+            why="llmbuild talks gRPC, which is host:port without http://",
+            fix="give the server's gRPC port, for example 127.0.0.1:8001 beside an HTTP port of 8000",
+        )
+    address = (rest if separator else url).rstrip("/")
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, str(DEFAULT_PORT)
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"{url!r} is no address", fix="give host:port, for example 127.0.0.1:8001")
+    return f"{host}:{port}"
+
+
+def build_request(
+    metadata: pb.ModelMetadataResponse,
+    values: Mapping[str, Any],
+    wishes: Mapping[str, Any],
+    request_id: str = "",
+) -> pb.ModelInferRequest:
+    """The request with `values`, and with those of `wishes` that the model has an input for.
+
+    Inputs get the data type and the number of dimensions that the model declares; all but the last are 1.
+
+    Raises:
+        UsageError: the model has no such input, or a value does not fit its data type.
+    """
+    inputs = {tensor.name: tensor for tensor in metadata.inputs}
+    if unknown := [name for name in values if name not in inputs]:
+        raise UsageError(
+            f"the model {metadata.name!r} takes no {' and no '.join(unknown)}",
+            fix=f"it takes {', '.join(sorted(inputs))}",
+        )
+    request = pb.ModelInferRequest(model_name=metadata.name, id=request_id)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name, value in {**values, **{k: v for k, v in wishes.items() if k in inputs}}.items():
+        array = _array(name, value, inputs[name].datatype)
+        shape = [1] * (len(inputs[name].shape) - 1) + [array.size]
+        request.inputs.add(name=name, datatype=inputs[name].datatype, shape=shape)
+        raw = serialize_byte_tensor(array).item() if array.dtype == object else array.tobytes()
+        request.raw_input_contents.append(raw)
+    wanted = ["text_output", *_OPTIONAL_OUTPUTS]
+    if values.get("return_log_probs"):
+        wanted.append("output_log_probs")
+    outputs = {tensor.name for tensor in metadata.outputs}
+    if "text_output" not in outputs:
+        raise UsageError(
+            f"the model {metadata.name!r} does not answer with text",
+            why=f"its outputs are {', '.join(sorted(outputs))}",
+            fix="ask a model with the output text_output, such as ensemble",
+        )
+    for name in wanted:
+        if name in outputs:
+            request.outputs.add(name=name)
+    return request
+
+
+def read_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
+    """The tensors of a response by name; strings are object arrays of bytes."""
+    outputs: dict[str, Array] = {}
+    for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            flat = deserialize_bytes_tensor(raw)
+        else:
+            flat = np.frombuffer(raw, dtype=triton_to_np_dtype(tensor.datatype))
+        outputs[tensor.name] = flat.reshape(tuple(tensor.shape))
+    return outputs
+
+
+def _array(name: str, value: Any, datatype: str) -> Array:
+    """`value`, one or a sequence, as a flat array of Triton's `datatype`."""
+    try:
+        if datatype == "BYTES":
+            items = list(value) if isinstance(value, list | tuple) else [value]
+            if not all(isinstance(item, str | bytes) for item in items):
+                raise TypeError("it is not text")
+            encoded = [item.encode() if isinstance(item, str) else item for item in items]
+            for item in encoded:
+                item.decode()
+            return np.array(encoded, dtype=object)
+        dtype = np.dtype(triton_to_np_dtype(datatype))
+        if dtype.kind not in "iu":
+            return np.array([value]).astype(dtype)
+        if int(value) != value:
+            raise ValueError("it is not a whole number")
+        if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+            raise ValueError("it is out of range")
+        return np.array([int(value)], dtype=dtype)
+    except UnicodeError as error:
+        raise UsageError(f"{name} is not valid UTF-8", why=str(error), fix="convert it to UTF-8") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{name} cannot be {value!r}", why=f"{error}; it is sent as {datatype}") from error
+
+
+def _chunks(outputs: Mapping[str, Array]) -> list[Chunk]:
+    """One chunk for each text of a response."""
+    texts = outputs["text_output"].reshape(-1)
+    first = int(outputs["sequence_index"].flat[0]) if outputs.get("sequence_index", np.empty(0)).size else 0
+    log_probs = outputs.get("output_log_probs", np.empty(0)).reshape(len(texts) or 1, -1)
+    return [
+        Chunk(_text(text), first + offset, tuple(log_probs[offset].tolist()))
+        for offset, text in enumerate(texts)
+    ]
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def _summary(
+    tokens: int, chunks: int, first_chunks: int, times: tuple[float, float, float], reason: str | None
+) -> Summary:
+    started, first, last = times
+    # Without a count per response, the first is taken to hold its share of the chunks.
+    if last > first:
+        rate = (tokens - tokens * first_chunks / chunks) / (last - first)
+    else:
+        rate = tokens / (last - started) if last > started else 0.0
+    return Summary(tokens, first - started, last - started, rate, reason)
