@@ -71,10 +71,6 @@ class ModelSpec:
         problems: list[str] = []
         fields = Fields(config, problems)
 
-        # transformers chooses the class by model_type; where the two differ nobody knows which is meant.
-        if fields.text("model_type", family) != family:
-            fields.problem("model_type", f"must be {family!r} beside {architecture}")
-
         heads = fields.integer("num_attention_heads")
         # Only Llama's class reads "absent" as multi-head; the others have a number of their own there.
         absent_is_mha = family == "llama" or "num_key_value_heads" in config
@@ -85,6 +81,9 @@ class ModelSpec:
         layers = fields.integer("num_hidden_layers", maximum=10_000)
         max_positions = fields.integer("max_position_embeddings")
         head_dim = _head_dim(fields, family, hidden_size, heads)
+        # transformers chooses the class by model_type; where the two differ nobody knows which is meant.
+        if fields.text("model_type", family) != family:
+            fields.problem("model_type", f"must be {family!r} beside {architecture}")
         attention_bias = family in ("llama", "qwen3") and fields.flag("attention_bias", False)
         activation = fields.text("hidden_act", "silu")
         if activation not in ("silu", "swish"):
