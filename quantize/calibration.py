@@ -79,11 +79,12 @@ def load_calibration(
         if len(stream) >= needed:
             break
     if len(stream) < needed:
+        enough_for = len(stream) // (seq_len - len(start))
         raise QuantizeError(
             f"the calibration data is too short: {len(stream)} tokens, but {samples} samples of "
             f"{seq_len} need {needed}",
             where=str(path),
-            fix=f"add text, or ask for at most {len(stream) // (seq_len - len(start))} samples",
+            fix=f"add text, or ask for at most {enough_for} samples" if enough_for else "add text",
         )
     sequences = torch.tensor(stream[:needed], dtype=torch.int64).view(samples, -1)
     prefix = torch.tensor(start, dtype=torch.int64).expand(samples, len(start))

@@ -208,7 +208,7 @@ def test_killed_at_any_instant_and_resumed_it_gives_the_same_bytes(
         child = start_child(source, out, work)
         seen: set[tuple[str, ...]] = set()
         while len(seen) <= changes and child.poll() is None:
-            seen.add(tuple(sorted(os.listdir(work))) if work.exists() else ())
+            seen.add(tuple(sorted(path.name for path in work.iterdir())) if work.exists() else ())
             time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL

@@ -1,0 +1,48 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.run import make_method, quantize_checkpoint
+from toolchain.errors import QuantizeError
+
+
+def test_a_recipes_values_reach_the_checkpoint(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    text = tmp_path / "c.txt"
+    text.write_text("some text to calibrate with\n" * 20)
+    report = quantize_checkpoint(
+        save_model(),
+        tmp_path / "out",
+        tmp_path / "work",
+        config={
+            "method": "awq",
+            "dtype": "bfloat16",
+            "group_size": 16,
+            "exclude": ["lm_head", "*.down_proj"],
+            "calibration": {"samples": 5, "seq_len": 32, "seed": 3},
+        },
+        calibration_file=text,
+    )
+    assert report["calibration_tokens"] == 160
+    assert report["seed"] == 3
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "out")
+    assert checkpoint.group_size == 16
+    assert "model.layers.1.mlp.down_proj" in checkpoint.exclude_modules
+
+
+def test_none_needs_nothing(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    quantize_checkpoint(save_model(), tmp_path / "out", tmp_path / "work", config={"method": "none"})
+    assert QuantizedCheckpoint.open(tmp_path / "out").quant_algo is None
+
+
+def test_another_dtype_than_the_stored_is_refused(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="stored as bfloat16, not as float16"):
+        quantize_checkpoint(
+            save_model(), tmp_path / "out", tmp_path / "work", config={"method": "none", "dtype": "float16"}
+        )
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(QuantizeError, match="method 'magic' is not available"):
+        make_method("magic")
