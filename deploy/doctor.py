@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from deploy.find import HostPython, find_triton, prepare
-from deploy.server import SHM_COMFORTABLE, SHM_FIX
+from deploy.shm import COMFORTABLE, FIX, free_shared_memory
 from toolchain.errors import LlmbuildError
 
 
@@ -53,6 +53,5 @@ def _absent(what: str, error: LlmbuildError) -> Fact:
 
 
 def _shared_memory() -> Fact:
-    stat = os.statvfs("/dev/shm")
-    free = stat.f_bavail * stat.f_frsize
-    return Fact("shared memory", free >= SHM_COMFORTABLE, f"{free >> 20} MiB free in /dev/shm", SHM_FIX)
+    free = free_shared_memory()
+    return Fact("shared memory", free >= COMFORTABLE, f"{free >> 20} MiB free in /dev/shm", FIX)

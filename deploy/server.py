@@ -17,18 +17,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
+from deploy import shm
 from deploy.find import Triton, find_triton, prepare
 from deploy.ports import choose_ports
-from deploy.triton_log import failures
-from toolchain.errors import LaunchError, UsageError, os_error
+from deploy.triton_log import LogFollower, failures
+from toolchain.errors import LaunchError, UsageError
 
 # Models are local files; nothing in the server looks elsewhere or reports anywhere. A user's setting wins.
 QUIET_ENV = {
@@ -37,15 +37,10 @@ QUIET_ENV = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
 }
-SHM_PER_MODEL = 2 << 20
-"""Bytes: each Python model takes 1 MiB of shared memory at once, and grows by as much when it answers."""
-SHM_COMFORTABLE = 64 << 20
 KILL_AFTER_S = 3.0
 """Seconds that the server gets beyond its exit timeout: an idle open gRPC stream holds it up for ever."""
-SHM_FIX = "give the container more: docker run --shm-size=1g, or mount a larger tmpfs on /dev/shm"
 _SUSPECT_S = 3.0
-_LINES_KEPT = 1000
-_LONGEST_LINE = 1 << 16
+"""Seconds that a dead model process, or a model that is not ready, gets to be explained in the log."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +67,9 @@ class TritonServer:
     ) -> None:
         self.endpoints = endpoints
         self._exit_timeout_s = exit_timeout_s
-        self._on_log = on_log
-        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._stopping = False
         shm_prefix = f"llmbuild_{os.getpid()}_{secrets.token_hex(4)}_"
-        try:
-            self._log = log_file.open("ab") if log_file else None
-        except OSError as error:
-            raise os_error(error, "open the log file") from error
+        log = _open_log(log_file) if log_file else None
         self._control, theirs = socket.socketpair()
         with theirs:
             guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
@@ -95,9 +85,8 @@ class TritonServer:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )  # fmt: skip
-        self._reader = threading.Thread(target=self._read_log, name="triton-log", daemon=True)
-        self._reader.start()
-
+        assert self._guard.stdout
+        self._log = LogFollower(self._guard.stdout, log, on_log)
         # The guard tells the server's pid, or nothing when the binary could not be executed.
         self.pid = int(self._control.recv(32) or 0)
 
@@ -130,7 +119,7 @@ class TritonServer:
             on_log: called with each line of the log, from a thread of its own.
             timeout_s: how long loading may take.
             exit_timeout_s: how long `stop` lets requests in flight go on, in whole seconds.
-            extra_args: further arguments for tritonserver; they come last.
+            extra_args: further arguments for tritonserver.
 
         Raises:
             UsageError: `repository` holds no model.
@@ -139,7 +128,7 @@ class TritonServer:
         """
         repository = Path(repository)
         names = list(models) if models is not None else _models_of(repository)
-        _check_shared_memory(len(names), on_log)
+        shm.check_shared_memory(len(names), on_log)
         triton = triton or find_triton()
         runtime = prepare(triton)
         wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
@@ -177,7 +166,7 @@ class TritonServer:
 
     def log_tail(self, count: int = 20) -> list[str]:
         """The last lines of the log, without the tables that Triton draws."""
-        return [line for line in list(self._lines) if line and line[0] not in "+|"][-count:]
+        return self._log.tail(count)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the server to end: True when it was stopped, False when `timeout_s` passed before.
@@ -189,9 +178,9 @@ class TritonServer:
             status = self._guard.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return False
-        self._reader.join(2.0)
+        self._log.join(2.0)
         if not self._stopping:
-            raise self._failed(f"the server ended by itself with status {status}")
+            raise self._failed("Triton ended by itself", status)
         return True
 
     def stop(self) -> None:
@@ -208,7 +197,7 @@ class TritonServer:
             self.kill()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-        self._reader.join(2.0)
+        self._release()
 
     def kill(self) -> None:
         """End the server at once, its requests with it."""
@@ -218,7 +207,7 @@ class TritonServer:
             self._guard.wait(2 * KILL_AFTER_S)
         self._guard.kill()  # the kernel ends the server when its guard dies
         self._guard.wait()
-        self._reader.join(2.0)
+        self._release()
 
     def __enter__(self) -> TritonServer:
         return self
@@ -228,28 +217,20 @@ class TritonServer:
     ) -> None:
         self.stop()
 
+    def _release(self) -> None:
+        self._log.join(2.0)
+        self._control.close()
+
     def _tell(self, order: bytes) -> None:
         with contextlib.suppress(OSError):
             self._control.send(order)
-
-    def _read_log(self) -> None:
-        assert self._guard.stdout
-        with self._log or contextlib.nullcontext() as log:
-            while raw := self._guard.stdout.readline(_LONGEST_LINE):
-                if log:
-                    log.write(raw)
-                    log.flush()
-                line = raw.decode(errors="replace").rstrip("\n")
-                self._lines.append(line)
-                if self._on_log:
-                    self._on_log(line)
 
     def _await_models(self, names: Sequence[str], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         waiting, suspect_since = list(names), 0.0
         while True:
             if not self.is_alive:
-                self._reader.join(2.0)
+                self._log.join(2.0)
                 raise self._failed("Triton could not be started", self._guard.returncode)
             states = {name: self._is_ready(name) for name in waiting}
             waiting = [name for name, ready in states.items() if not ready]
@@ -266,7 +247,7 @@ class TritonServer:
                 suspect_since = 0.0
             if now > deadline:
                 raise self._failed(f"Triton did not load {_quoted(waiting)} within {timeout_s:g} s")
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def _is_ready(self, model: str) -> bool | None:
         """True or False as the server says; None while it does not answer."""
@@ -281,7 +262,7 @@ class TritonServer:
 
     def _failed(self, what: str, status: int | None = None) -> LaunchError:
         """The error for a server that did not come up or went away, with the reasons that its log gives."""
-        found = failures(self._lines)
+        found = failures(list(self._log.lines))
         reasons = [f"{f.model}: {f.reason}" if f.model else f.reason for f in found]
         if status is not None:
             what += f" (exit status {status})" if status < 128 else f" (killed by signal {status - 128})"
@@ -290,7 +271,7 @@ class TritonServer:
         if "No module named" in why:
             fix = "install the missing package into the environment that runs llmbuild serve"
         elif "shared memory" in why or status == 128 + signal.SIGBUS:
-            fix = SHM_FIX
+            fix = shm.FIX
         return LaunchError(what, why=why, fix=fix)
 
 
@@ -306,14 +287,13 @@ def _models_of(repository: Path) -> list[str]:
     return models
 
 
-def _check_shared_memory(models: int, warn: Callable[[str], None] | None) -> None:
-    stat = os.statvfs("/dev/shm")
-    free, needed = stat.f_bavail * stat.f_frsize, models * SHM_PER_MODEL
-    told = f"{free >> 20} MiB of shared memory are free in /dev/shm"
-    if free < needed:
-        raise LaunchError(f"only {told}; {models} models take {needed >> 20}", fix=SHM_FIX)
-    if free < SHM_COMFORTABLE and warn:
-        warn(f"only {told}: large requests may fail; {SHM_FIX}")
+def _open_log(path: Path) -> IO[bytes]:
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise LaunchError(
+            "cannot write the log file", where=str(path), why=error.strerror, fix="name a writable file"
+        ) from error
 
 
 def _has_dead_child(pid: int) -> bool:

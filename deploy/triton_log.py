@@ -1,10 +1,56 @@
-"""Read the reason of a failure out of Triton's log."""
+"""Follow Triton's log, and read the reason of a failure out of it."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import IO, NamedTuple
+
+_LINES_KEPT = 1000
+_LONGEST_LINE = 1 << 16
+
+
+class LogFollower(threading.Thread):
+    """Takes every line as it comes, because a log that nobody reads holds up the server.
+
+    Args:
+        source: the server's output; closed at its end.
+        file: where the log is appended, if anywhere; unbuffered; closed at the end too.
+        on_line: called with each line, from this thread.
+    """
+
+    def __init__(
+        self, source: IO[bytes], file: IO[bytes] | None = None, on_line: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(name="triton-log", daemon=True)
+        self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._source, self._file, self._on_line = source, file, on_line
+        self.start()
+
+    def run(self) -> None:
+        """Read until the server, and every process that it started, has closed the log."""
+        sinks: list[Callable[[bytes, str], object]] = []
+        if file := self._file:
+            sinks.append(lambda raw, _: file.write(raw))
+        if on_line := self._on_line:
+            sinks.append(lambda _, line: on_line(line))
+        with self._source as source, self._file or contextlib.nullcontext():
+            while raw := source.readline(_LONGEST_LINE):
+                line = raw.decode(errors="replace").rstrip("\n")
+                self.lines.append(line)
+                for sink in list(sinks):
+                    try:
+                        sink(raw, line)
+                    except Exception as error:
+                        sinks.remove(sink)  # a full disk, or a terminal that is gone
+                        self.lines.append(f"llmbuild: the log is no longer passed on: {error}")
+
+    def tail(self, count: int = 20) -> list[str]:
+        """The last lines, without the tables that Triton draws."""
+        return [line for line in list(self.lines) if line and line[0] not in "+|"][-count:]
 
 
 class Failure(NamedTuple):
