@@ -16,7 +16,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    clear = resolve(text) == text and ambiguity(text) is None
+    # Unprintable characters need escapes: unescaped, YAML turns some line breaks into others.
+    clear = resolve(text) == text and ambiguity(text) is None and text.isprintable()
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if clear else '"')
 
 

@@ -137,7 +137,8 @@ class Engine(Section):
     )
     gpu: Slug | None = Field(
         default=None,
-        description="GPU to plan for, as h100, h200, l40s or a100-80g. null: the one in this machine.",
+        description="GPU to plan for, as h100, h200, l40s or a100-80gb. null: the one in this machine. The "
+        "openvino flavour has no use for it.",
     )
     speculative: None = Field(
         default=None, description="Speculative decoding; null (off) is the only value so far."

@@ -78,9 +78,10 @@ def _range(fragment: Fragment) -> str:
 
 
 def nearest(name: str, candidates: list[str]) -> str | None:
-    """The candidate most like `name`, or None when none is alike."""
-    close = get_close_matches(name.lower().replace("-", "_"), candidates, 1, cutoff=0.6)
-    return close[0] if close else None
+    """The candidate most like `name`, else one that begins with it, or None."""
+    name = name.lower().replace("-", "_")
+    begin = [candidate for candidate in candidates if len(name) > 1 and candidate.startswith(name)]
+    return next(iter(get_close_matches(name, candidates, 1, cutoff=0.6) or begin), None)
 
 
 def all_paths() -> list[str]:
@@ -138,14 +139,12 @@ def explain_field(path: str = "") -> FieldHelp:
     steps = tuple(path.split(".")) if path else ()
     fragment = fragment_at(steps)
     if fragment is None:
-        near = nearest(path, all_paths()) or next(
-            (p for p in all_paths() if p.endswith(f".{steps[-1]}")), None
-        )
+        siblings = [known for known in all_paths() if known.rpartition(".")[0] == path.rpartition(".")[0]]
+        namesakes = [known for known in all_paths() if known.rpartition(".")[2] == steps[-1]]
+        near = nearest(path, siblings) or next(iter(namesakes), None) or nearest(path, all_paths())
         raise UsageError(
             f"a recipe has no field {quoted(path)}",
-            fix=f"llmbuild explain {near}"
-            if near
-            else "llmbuild explain, without a field, lists the sections",
+            fix=f"llmbuild explain {near or 'name, or engine, or any other field'}",
         )
     parent = fragment_at(steps[:-1]) or {}
     required = bool(steps) and steps[-1] in parent.get("required", ())

@@ -84,14 +84,6 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                 "OpenVINO quantizes its own cache, to u8",
                 "set it to auto, and engine.kv_cache.dtype to u8",
             )
-        if engine.gpu is not None:
-            yield Violation(
-                "engine.gpu",
-                ("engine.flavour",),
-                "engine.gpu needs a GPU flavour",
-                "the openvino flavour runs on the CPU",
-                "remove it, or choose engine.flavour tensorrt, pytorch or vllm",
-            )
         return
     for path, is_set, default in (
         ("engine.precision", engine.precision != "fast", "fast"),

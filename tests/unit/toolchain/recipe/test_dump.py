@@ -15,7 +15,23 @@ from toolchain.recipe.rules import violations
 
 TRICKY = [
     *("no", "on", "1e3", "010", "1_000", "1:30", "0o7", "0x10", "null", "~", "1.0", "2026-04-20", "=", "<<"),
-    *("", " x ", "a: b", "# c", "'", '"', "- a", "*a", "&a", "!t", "\n", "\u2028", "\x85", "\U0001f600"),
+    *(
+        "",
+        " x ",
+        "a: b",
+        "# c",
+        "'",
+        '"',
+        "- a",
+        "*a",
+        "&a",
+        "!t",
+        "\n",
+        "\u2028",
+        "\x85",
+        "\x85\u2029x",
+        "\U0001f600",
+    ),
 ]
 TEXTS = st.sampled_from(TRICKY) | st.text(st.characters(codec="utf-8"), max_size=12)
 TOKENS = st.integers(1, 1 << 24)

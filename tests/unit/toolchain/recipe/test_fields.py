@@ -53,9 +53,11 @@ def test_the_recipe_explains_its_sections() -> None:
     [
         ("engine.max_bach_size", "llmbuild explain engine.max_batch_size"),
         ("max_batch_size", "llmbuild explain engine.max_batch_size"),
-        ("qqq", "llmbuild explain, without a field"),
+        ("engine.kv", "llmbuild explain engine.kv_cache"),
+        ("Engine.Flavor", "llmbuild explain engine.flavour"),
+        ("qqq", "llmbuild explain name, or"),
         ("engine.max_batch_size.x", "llmbuild explain engine.max_batch_size"),
-        (".", "llmbuild explain, without a field"),
+        (".", "llmbuild explain "),
     ],
 )
 def test_unknown_fields(path: str, fix: str) -> None:
@@ -75,4 +77,5 @@ def test_every_field_has_a_description_and_a_form(path: str) -> None:
 
 def test_nearest_ignores_case_and_dashes() -> None:
     assert nearest("Max-Seq-Len", ["max_seq_len", "max_num_tokens"]) == "max_seq_len"
+    assert nearest("kv", ["engine", "kv_cache"]) == "kv_cache"
     assert nearest("colour", ["max_seq_len"]) is None

@@ -45,10 +45,13 @@ def test_openvino_does_not_split(axis: str) -> None:
     assert broken(parallelism={axis: 2}, engine=GPU) == []
 
 
-def test_openvino_has_its_own_cache_and_no_gpu() -> None:
+def test_openvino_quantizes_its_own_cache() -> None:
     assert broken(quantization={"kv_cache": "fp8"}) == ["quantization.kv_cache"]
-    assert broken(engine={"gpu": "h100"}) == ["engine.gpu"]
-    assert broken(engine={**GPU, "gpu": "h100"}) == []
+    assert broken(quantization={"kv_cache": "fp8"}, engine=GPU) == []
+
+
+def test_a_gpu_recipe_goes_to_the_cpu_with_one_override() -> None:
+    assert broken(engine={"gpu": "h100"}) == []
 
 
 @pytest.mark.parametrize(
