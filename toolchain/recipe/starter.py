@@ -30,7 +30,9 @@ def write_starter(path: Path, like: str, model: str | None = None) -> None:
         raise UsageError(f"no shipped recipe is called {like}", fix=f"use one of {', '.join(shipped)}")
     text = shipped[like].read_text(encoding="utf-8")
     edits: list[tuple[int, int, str]] = []
-    for keys, node in _scalars(yaml.compose(text)):
+    document = yaml.compose(text)
+    assert document is not None  # a shipped recipe is never empty
+    for keys, node in _scalars(document):
         value = str(node.value)
         if keys == _NAME:
             new = path.stem
