@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +55,16 @@ def register_root(store: Store, artifact: Path) -> None:
     """
     absolute = artifact.resolve()
     root = store.roots / hashlib.sha256(os.fsencode(absolute)).hexdigest()
-    temporary = store.tmp / f"trash.{secrets.token_hex(8)}"
     with storing("register the artifact with the store", store.roots):
         try:
-            temporary.symlink_to(absolute)
+            with locks.exclusive(store.locks / root.name, lambda _: None):
+                if root.is_symlink():
+                    os.utime(root, follow_symlinks=False)  # see _forget
+                else:
+                    root.symlink_to(absolute)
         except OSError as error:
-            if error.errno == errno.EROFS:
-                return
-            raise
-        temporary.replace(root)
+            if error.errno != errno.EROFS:
+                raise
 
 
 def referenced(store: Store) -> dict[str, list[Path]]:
@@ -72,8 +72,8 @@ def referenced(store: Store) -> dict[str, list[Path]]:
     users: dict[str, list[Path]] = {}
     with storing("read the artifacts of the store", store.roots):
         for root in store.roots.iterdir():
-            artifact = root.readlink()
             try:
+                artifact = root.readlink()
                 links = [path.readlink() for path in artifact.iterdir() if path.is_symlink()]
             except (FileNotFoundError, NotADirectoryError):
                 continue  # the artifact was removed or moved away
@@ -152,7 +152,7 @@ def _collect_work(store: Store, horizon: float, dry_run: bool) -> tuple[list[str
     removed, freed = [], 0
     for work_dir in sorted(store.work.iterdir()):
         with locks.try_exclusive(store.locks / work_dir.name) as free:
-            if free and _last_written(work_dir) <= horizon:
+            if free and work_dir.exists() and _last_written(work_dir) <= horizon:
                 removed.append(work_dir.name)
                 freed += _tree_size(work_dir, set())
                 if not dry_run:
@@ -168,9 +168,11 @@ def _forget(store: Store) -> None:
             if free and (record is None or not (store.objects / record.object).is_dir()):
                 path.unlink(missing_ok=True)
     for root in store.roots.iterdir():
-        # A root is registered a moment before its artifact appears.
-        if not root.exists() and root.lstat().st_mtime < time.time() - DAY:
-            root.unlink(missing_ok=True)
+        with locks.try_exclusive(store.locks / root.name) as free:
+            # A root is registered a moment before its artifact appears.
+            is_stale = root.is_symlink() and not root.exists()
+            if free and is_stale and root.lstat().st_mtime < time.time() - DAY:
+                root.unlink()
 
 
 def _is_finished(store: Store, key: str) -> bool:
