@@ -52,6 +52,7 @@ class RepositorySettings:
     max_tokens_in_paged_kv_cache: int | None = None  # None: max_batch_size full sequences
     enable_kv_cache_reuse: bool = True  # equal beginnings of prompts share their cache
     enable_chunked_context: bool = True  # a long prompt may be split over steps
+    batching: str = "inflight_fused"  # or static: a batch runs until its longest answer is done
     batch_scheduler_policy: str = "guaranteed_no_evict"  # or max_utilization
     max_queue_size: int = 0  # sequences that may wait; 0: any number
     streaming: bool = True  # decoupled: several responses to a request
@@ -164,7 +165,7 @@ def _configs(settings: RepositorySettings) -> dict[str, object]:
 
 def _engine_parameters(settings: RepositorySettings) -> dict[str, str]:
     return {
-        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_type": "V1" if settings.batching == "static" else "inflight_fused_batching",
         "gpt_model_path": ENGINE,
         "max_beam_width": "1",
         "max_seq_len": str(settings.max_seq_len),

@@ -30,12 +30,16 @@ class Admission(Generic[Ticket]):
         cache_blocks: blocks of the KV cache.
         guarantee: reserve a sequence's worst case on entry (`guaranteed_no_evict`); otherwise only its
             prompt (`max_utilization`), and the engine preempts and recomputes when the cache runs full.
+        static: let nobody into a batch that runs: the next one starts when the last sequence has left.
     """
 
-    def __init__(self, max_sequences: int, cache_blocks: int, guarantee: bool) -> None:
+    def __init__(
+        self, max_sequences: int, cache_blocks: int, guarantee: bool, static: bool = False
+    ) -> None:
         self._max_sequences = max_sequences
         self._cache_blocks = cache_blocks
         self._guarantee = guarantee
+        self._static = static
         self._waiting: deque[tuple[int, int, Ticket]] = deque()
         self._reserved: dict[int, int] = {}
 
@@ -61,7 +65,9 @@ class Admission(Generic[Ticket]):
 
     def admit(self) -> list[Ticket]:
         """Move what fits now from the head of the queue into the batch."""
-        admitted = []
+        admitted: list[Ticket] = []
+        if self._static and self._reserved:
+            return admitted
         while self._waiting and len(self._reserved) < self._max_sequences:
             key, need, ticket = self._waiting[0]
             if self.reserved_blocks + need > self._cache_blocks:

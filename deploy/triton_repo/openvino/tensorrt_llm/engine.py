@@ -55,7 +55,7 @@ class Engine:
             settings.engine_dir, _scheduler_config(settings), "CPU", dict(settings.properties)
         )
         self._admission: Admission[Add] = Admission(
-            settings.max_sequences, settings.cache_blocks, settings.guarantee
+            settings.max_sequences, settings.cache_blocks, settings.guarantee, settings.static
         )
         self._running: dict[int, Running] = {}
         # Ended early: the pipeline frees their cache in the next step, and only then is there room.

@@ -18,6 +18,7 @@ class EngineSettings:
     chunked_context: bool  # a prompt may be split over several steps
     reuse_cache: bool  # equal beginnings of prompts share cache blocks
     guarantee: bool  # batch_scheduler_policy guaranteed_no_evict
+    static: bool  # gpt_model_type V1: nobody joins a batch that runs
     stream_interval: int
     skip_special_tokens: bool
 

@@ -278,6 +278,7 @@ class _Parameters:
             chunked_context=self.flag("enable_chunked_context", False),
             reuse_cache=self.flag("enable_kv_cache_reuse", False),
             guarantee=policy == "guaranteed_no_evict",
+            static=self.text("gpt_model_type", "inflight_fused_batching") == "V1",
             stream_interval=self.integer("stream_interval", 1),
             skip_special_tokens=self.flag("skip_special_tokens", True),
         )

@@ -153,9 +153,7 @@ def _sequence(
     if read.integer("beam_width", row, 1) != 1:
         _invalid("beam_width", read.integer("beam_width", row, 1), "beam search is not supported; use 1")
     if read.number("runtime_top_p_decay", row, 1.0) not in (0.0, 1.0):
-        raise InvalidRequestError(
-            "runtime_top_p_decay: this engine does not support top-p decay; leave it out"
-        )
+        raise InvalidRequestError("runtime_top_p_decay: this engine has no top-p decay; leave it out")
     end_id = read.integer("end_id", row, None)
     if end_id is None:
         end_ids = defaults.end_ids
