@@ -1,0 +1,1 @@
+"""How `models/demo` and `models/demo-draft` are made, from the text to the model cards."""
