@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import UsageError, combined
-from toolchain.pipeline.artifact import publish
+from toolchain.pipeline.artifact import publish, require_replaceable
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
 from toolchain.pipeline.store import Store
@@ -81,6 +81,7 @@ def build_recipe(
     if missing:
         raise combined(missing)
 
+    require_replaceable(out / recipe.name)
     progress = progress or Silent()
     model, revision = fetch_model(recipe.model.source, recipe.model.revision)
     with store or Store.open() as opened:

@@ -128,14 +128,6 @@ def _limits(recipe: Recipe) -> Iterator[Violation]:
             "a prompt is then computed in one step, so the longest could never start",
             f"set it to {engine.max_seq_len} or more, or engine.chunked_prefill to true",
         )
-    if recipe.deploy.default_max_tokens >= engine.max_seq_len:
-        yield Violation(
-            "deploy.default_max_tokens",
-            ("engine.max_seq_len",),
-            "deploy.default_max_tokens is not less than engine.max_seq_len",
-            "prompt and answer together must fit max_seq_len",
-            f"set it below {engine.max_seq_len}, or raise engine.max_seq_len",
-        )
     if engine.kv_cache.max_tokens is not None and engine.kv_cache.max_tokens < engine.max_seq_len:
         yield Violation(
             "engine.kv_cache.max_tokens",

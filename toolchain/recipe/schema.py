@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from toolchain.recipe.engine import Engine, Parallelism, Tokens
+from toolchain.recipe.engine import Engine, Parallelism
 from toolchain.recipe.quantization import Quantization
 from toolchain.recipe.section import Dataset, Percent, Section, Slug, Source
 
@@ -68,9 +68,6 @@ class Deploy(Section):
         ge=0,
         le=1_000_000,
         description="Requests that may wait; beyond it the answer is `unavailable` at once. 0: no limit.",
-    )
-    default_max_tokens: Tokens = Field(
-        default=256, description="Length of the answer, in tokens, when a request names none."
     )
 
 

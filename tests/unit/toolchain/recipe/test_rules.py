@@ -91,12 +91,6 @@ def test_without_chunks_a_step_holds_the_longest_prompt() -> None:
     assert broken(engine={**engine, "chunked_prefill": True}) == []
 
 
-def test_the_default_answer_leaves_room_for_a_prompt() -> None:
-    deploy = {"default_max_tokens": 512}
-    assert broken(engine={"max_seq_len": 512}, deploy=deploy) == ["deploy.default_max_tokens"]
-    assert broken(engine={"max_seq_len": 513}, deploy=deploy) == []
-
-
 def test_the_cache_holds_the_longest_request() -> None:
     assert broken(engine={"max_seq_len": 512, "kv_cache": {"max_tokens": 511}}) == [
         "engine.kv_cache.max_tokens"
