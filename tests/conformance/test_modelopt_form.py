@@ -26,6 +26,7 @@ from quantize.formats.modelopt import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
 pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed", exc_type=ImportError)
 pytest.importorskip("modelopt.torch", reason="nvidia-modelopt cannot be imported", exc_type=ImportError)
 

@@ -11,6 +11,9 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# The models are too small to gain from a second thread, and on a busy machine each would wait for the other.
+torch.set_num_threads(1)
+
 WIDTHS: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 64,
