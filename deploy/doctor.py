@@ -31,7 +31,7 @@ def diagnose(tritonserver: str | os.PathLike[str] | None = None) -> list[Fact]:
     except LlmbuildError as error:
         return [_absent("Triton", error), *facts]
     version = f", {triton.version}" if triton.version else ""
-    facts.insert(0, Fact("Triton", True, f"{triton.binary} ({triton.kind}{version})"))
+    facts.insert(0, Fact("Triton", True, f"{triton.binary} ({triton.found_by}{version})"))
     try:
         runtime = prepare(triton)
     except LlmbuildError as error:

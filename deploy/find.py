@@ -38,14 +38,14 @@ class Triton:
 
     Attributes:
         binary: the executable.
-        kind: which of the places it was found in.
+        found_by: which of the places it was found in.
         version: the server's version, or the wheel's name and version; None when it is not written anywhere.
         backends: the directory with one directory a backend; None when only the server's default is left.
         wheel: the site-packages directory, when the binary is that of the nvidia-pytriton wheel.
     """
 
     binary: Path
-    kind: Literal["argument", "variable", "PATH", "container", "wheel"]
+    found_by: Literal["argument", "variable", "PATH", "container", "wheel"]
     version: str | None
     backends: Path | None
     wheel: Path | None = None
@@ -165,18 +165,18 @@ def missing_libraries(binary: Path, env: Mapping[str, str]) -> list[str]:
     return [line.split(" => ")[0].strip() for line in lines if "not found" in line]
 
 
-def _named(path: Path, kind: Literal["argument", "variable"]) -> Triton:
+def _named(path: Path, found_by: Literal["argument", "variable"]) -> Triton:
     binary = path / "bin" / "tritonserver" if path.is_dir() else path
     if not binary.exists():
         why = "there is no such file"
     elif not _executable(binary):
         why = "it is not an executable file"
     else:
-        return _describe(binary.resolve(), kind)
+        return _describe(binary.resolve(), found_by)
     raise ToolchainError(
         "cannot use the tritonserver that was named",
         where=str(binary),
-        why=why + (f"; it comes from the variable {VARIABLE}" if kind == "variable" else ""),
+        why=why + (f"; it comes from the variable {VARIABLE}" if found_by == "variable" else ""),
         fix=WAYS_TO_GET,
     )
 
@@ -190,17 +190,19 @@ def _in_wheel() -> Triton | None:
     return _describe(binary, "wheel") if _executable(binary) else None
 
 
-def _describe(binary: Path, kind: Literal["argument", "variable", "PATH", "container", "wheel"]) -> Triton:
+def _describe(
+    binary: Path, found_by: Literal["argument", "variable", "PATH", "container", "wheel"]
+) -> Triton:
     root = binary.parent.parent
     packages = root.parent.parent
     if (root / "python_backend_stubs").is_dir() and (packages / "nvidia_pytriton.libs").is_dir():
         infos = [p.name for p in packages.glob("nvidia_pytriton-*.dist-info")]
         version = f"nvidia-pytriton {infos[0].split('-')[1].removesuffix('.dist')}" if infos else None
-        return Triton(binary, kind, version, root / "backends", wheel=packages)
+        return Triton(binary, found_by, version, root / "backends", wheel=packages)
     written = root / "TRITON_VERSION"
     version = written.read_text().strip() if written.is_file() else None
     candidates = (root / "backends", CONTAINER_ROOT / "backends")
-    return Triton(binary, kind, version, next((d for d in candidates if d.is_dir()), None))
+    return Triton(binary, found_by, version, next((d for d in candidates if d.is_dir()), None))
 
 
 def _executable(path: Path) -> bool:

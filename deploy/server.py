@@ -39,6 +39,7 @@ QUIET_ENV = {
 }
 KILL_AFTER_S = 3.0
 """Seconds that the server gets beyond its exit timeout: an idle open gRPC stream holds it up for ever."""
+_LOOK_EVERY_S = 2.0
 _SUSPECT_S = 3.0
 """Seconds that a dead model process, or a model that is not ready, gets to be explained in the log."""
 
@@ -171,16 +172,28 @@ class TritonServer:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the server to end: True when it was stopped, False when `timeout_s` passed before.
 
+        A model whose process died is taken for the server's end, and the server is killed: Triton goes on
+        calling itself ready, but would let the requests that the model had in flight hang for ever.
+
         Raises:
-            LaunchError: it ended by itself; the reason is from its log.
+            LaunchError: it ended by itself, or a model's process died; the reason is from its log.
         """
-        try:
-            status = self._guard.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        died = False
+        while self.is_alive and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(min(left, _LOOK_EVERY_S))
+                break
+            # Twice in a row: Triton reaps a model that was unloaded by request.
+            before, died = died, _has_dead_child(self.pid)
+            if died and before and not self._stopping:
+                self.kill()
+                raise self._failed("the process of a model died, so the server was stopped")
+        if self.is_alive:
             return False
         self._log.join(2.0)
         if not self._stopping:
-            raise self._failed("Triton ended by itself", status)
+            raise self._failed("Triton ended by itself", self._guard.returncode)
         return True
 
     def stop(self) -> None:
@@ -266,7 +279,7 @@ class TritonServer:
         reasons = [f"{f.model}: {f.reason}" if f.model else f.reason for f in found]
         if status is not None:
             what += f" (exit status {status})" if status < 128 else f" (killed by signal {status - 128})"
-        why = "; ".join(reasons[:3]) or "\n       ".join(self.log_tail()) or "it wrote no log"
+        why = "; ".join(reasons[:3]) or "\n       ".join(self.log_tail(6)) or "it wrote no log"
         fix = None
         if "No module named" in why:
             fix = "install the missing package into the environment that runs llmbuild serve"

@@ -66,6 +66,7 @@ _PROTOBUF = re.compile(r"\[libprotobuf ERROR .*?\] (?P<reason>.*)")
 _PLAIN = (
     re.compile(r"(?P<reason>[^ ]*: error while loading shared libraries: .*)"),
     re.compile(r"Failed to (?:pre)?initialize Python stub: (?P<reason>.*)"),
+    re.compile(r"(?P<reason>(?:unrecognized|ambiguous) option .*|option .* requires an argument)"),
     re.compile(r"(?P<reason>failed to start \w+ service: .*)"),
     re.compile(r"(?P<reason>Unable to initialize shared memory key .*)"),
     re.compile(r"error: (?:creating server: )?(?:[A-Z][\w ]* - )?(?P<reason>.*)"),

@@ -83,7 +83,7 @@ def _array(name: str, value: Any, datatype: str) -> Array:
             return np.array(encoded, dtype=object)
         dtype = np.dtype(triton_to_np_dtype(datatype))
         if dtype.kind not in "iu":
-            return np.array([value]).astype(dtype)
+            return np.array([float(value)]).astype(dtype)
         if int(value) != value:
             raise ValueError("it is not a whole number")
         if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:

@@ -42,7 +42,7 @@ def _script(path: Path) -> Path:
 
 
 def test_finds_the_wheel_without_importing_it(wheel: Triton) -> None:
-    assert wheel.kind == "wheel"
+    assert wheel.found_by == "wheel"
     assert wheel.version is not None
     assert wheel.version.startswith("nvidia-pytriton 0.")
     assert wheel.backends is not None
@@ -67,11 +67,11 @@ def test_prefers_path_to_the_wheel_and_what_is_named_to_both(
     monkeypatch.setenv("LLMBUILD_TRITONSERVER", str(named))
     assert find_triton() == Triton(named, "variable", "2.60.0", None)
     assert find_triton(root) == Triton(named, "argument", "2.60.0", None)
-    assert find_triton(on_path).kind == "argument"
+    assert find_triton(on_path).found_by == "argument"
 
 
 def test_knows_the_wheel_by_its_layout_when_it_is_named(wheel: Triton) -> None:
-    assert find_triton(wheel.binary) == dataclasses.replace(wheel, kind="argument")
+    assert find_triton(wheel.binary) == dataclasses.replace(wheel, found_by="argument")
 
 
 def test_refuses_what_is_named_and_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
