@@ -75,7 +75,7 @@ def load_calibration(
     needed = samples * (seq_len - len(start))
     stream: list[int] = []
     for document in documents:
-        stream += tokenizer(document, add_special_tokens=False)["input_ids"]
+        stream += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
         if len(stream) >= needed:
             break
     if len(stream) < needed:

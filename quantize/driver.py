@@ -44,7 +44,7 @@ REPORT_FILE = "quantization_report.json"
 # Raise it when the same source and recipe come out as other bytes: states of before are then refused.
 _STATE_VERSION = 1
 # Tokens that go through a step at a time.
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
 _SAMPLED_BYTES = 4096
 
 

@@ -42,12 +42,12 @@ class InputStatistics:
 
     def update(self, x_TI: Tensor) -> None:
         """Take in rows x [tokens, in] of any float dtype."""
-        x_TI = x_TI.float()
+        x_TI = x_TI.to(torch.float32, copy=True)
         tokens = x_TI.shape[0]
         self.tokens += tokens
         self._sum += x_TI.abs().sum(dim=0)
+        x_GTI = in_groups(x_TI, self.group_size).transpose(0, 1)
+        self.blocks.baddbmm_(x_GTI.transpose(1, 2), x_GTI)
         row_T = torch.randint(_SKETCH_ROWS, (tokens,), generator=self._random)
         sign_T = torch.randint(2, (tokens,), generator=self._random).mul_(2).sub_(1)
-        self.sketch.index_add_(0, row_T, x_TI * sign_T.unsqueeze(1))
-        x_GTI = in_groups(x_TI.contiguous(), self.group_size).transpose(0, 1)
-        self.blocks.baddbmm_(x_GTI.transpose(1, 2), x_GTI)
+        self.sketch.index_add_(0, row_T, x_TI.mul_(sign_T.unsqueeze(1)))

@@ -145,6 +145,12 @@ class QuantizedCheckpoint:
                 why=f"readable are plain checkpoints and {W4A16_AWQ}",
                 fix="start from the unquantized model",
             )
+        if description.get("has_zero_point"):
+            raise ModelError(
+                "the checkpoint has zero points, which its form does not store",
+                where=str(directory),
+                fix="start from the unquantized model",
+            )
         return cls(Checkpoint.open(directory), description)
 
     def read(self, name: str) -> Tensor:

@@ -83,6 +83,9 @@ def test_an_fp8_cache_is_noted(directory: Path) -> None:
 
 def test_forms_not_known_are_refused(directory: Path) -> None:
     file = directory / "hf_quant_config.json"
+    edit(file, lambda v: v["quantization"].update(has_zero_point=True))
+    with pytest.raises(ModelError, match="has zero points"):
+        QuantizedCheckpoint.open(directory)
     edit(file, lambda v: v["quantization"].update(quant_algo="NVFP4"))
     with pytest.raises(ModelError, match="quantized as NVFP4, which cannot be read"):
         QuantizedCheckpoint.open(directory)
