@@ -14,7 +14,7 @@ help: ## Show this list
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	    || { echo "llmbuild needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
-	@$(PYTHON) -m venv --clear $(VENV) \
+	@$(PYTHON) -m venv $(VENV) \
 	    || { echo "cannot create $(VENV): on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    "$$(grep -i '^torch==' constraints.txt)" -c constraints.txt

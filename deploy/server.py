@@ -35,6 +35,7 @@ QUIET_ENV = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",  # the repository may be a store's, which nobody modifies
     "PYTHONUNBUFFERED": "1",
 }
 KILL_AFTER_S = 3.0

@@ -94,7 +94,9 @@ def table(columns: list[str], rows: list[list[str]], *, title: str | None = None
         drawn.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
     for row in rows:
         drawn.add_row(*row)
-    console.print(drawn)
+    with console.capture() as capture:
+        console.print(drawn)
+    typer.echo("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
 
 
 def find_recipe(recipe: str) -> Path:

@@ -86,22 +86,13 @@ def _client(target: str, artifact: Path | None) -> Iterator[Client]:
     """A client of the server at `target`, or of the artifact's server, which is started if need be."""
     from deploy.client import Client
     from deploy.running import find_running
-    from deploy.server import TritonServer
+    from toolchain.pipeline.serve import serve_artifact
 
-    if artifact is None:
-        with Client(target) as client:
+    running = find_running(artifact) if artifact else None
+    if artifact is None or running is not None:
+        with Client(running.grpc if running else target) as client:
             yield client
-    elif (running := find_running(artifact)) is not None:
-        with Client(running.grpc) as client:
-            yield client
-    else:
-        from toolchain.pipeline.artifact import Artifact
-
-        opened = Artifact.open(artifact)
-        typer.echo(f"starting Triton for {artifact}; `llmbuild serve {artifact}` keeps one running", err=True)
-        with opened.in_use():
-            with TritonServer.start(
-                opened.dir("repository"), http_port=0, grpc_port=0, metrics_port=0
-            ) as server:
-                with Client(server.endpoints.grpc) as client:
-                    yield client
+        return
+    typer.echo(f"starting Triton for {artifact}; `llmbuild serve {artifact}` keeps one running", err=True)
+    with serve_artifact(artifact) as server, Client(server.endpoints.grpc) as client:
+        yield client

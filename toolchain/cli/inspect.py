@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,11 +99,10 @@ def _print_artifact(artifact: Artifact) -> None:
     )
 
 
-def _facts(facts: dict[str, Any] | Any) -> str:
-    """The short ones among a stage's facts."""
-    return ", ".join(
-        f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int) and value != ""
-    )
+def _facts(facts: Mapping[str, Any]) -> str:
+    """A stage's facts that are single values; digests shortened."""
+    single = {name: value for name, value in facts.items() if isinstance(value, str | int | float)}
+    return ", ".join(f"{name} {str(value)[:24]}" for name, value in single.items())
 
 
 def _print_checkpoint(facts: CheckpointFacts) -> None:

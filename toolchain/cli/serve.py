@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -23,37 +24,32 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the server's log.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve an artifact with Triton until Ctrl-C: starts it, waits for every model, prints the endpoints.
+    """Serve an artifact with Triton until Ctrl-C: start it, wait for every model, print the endpoints.
 
     Example: llmbuild serve artifacts/demo-int4 --http-port 0 --grpc-port 0 --metrics-port 0
     """
     from deploy.find import find_triton
-    from deploy.running import announced
-    from deploy.server import TritonServer
-    from toolchain.pipeline.artifact import Artifact
+    from toolchain.pipeline.serve import serve_artifact
 
-    opened = Artifact.open(artifact)
-    log = None if quiet else (lambda line: typer.echo(line, err=True))
-    with opened.in_use():
-        with TritonServer.start(
-            opened.dir("repository"),
-            host=host,
-            http_port=http_port,
-            grpc_port=grpc_port,
-            metrics_port=metrics_port,
-            triton=find_triton(tritonserver),
-            timeout_s=timeout,
-            exit_timeout_s=drain,
-            on_log=log,
-        ) as server:
-            endpoints = server.endpoints
-            if json:
-                emit({"pid": server.pid, **vars(endpoints)})
-            else:
-                rows = [[name, address] for name, address in vars(endpoints).items()]
-                table(
-                    ["endpoint", "address"], rows, title=f"{opened.manifest.name} is ready (pid {server.pid})"
-                )
-                typer.echo(f'\ntry: llmbuild generate {artifact} "def fibonacci(n):"')
-            with announced(artifact, endpoints.grpc, endpoints.http):
-                server.wait()
+    with serve_artifact(
+        artifact,
+        announce=True,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        triton=find_triton(tritonserver),
+        timeout_s=timeout,
+        exit_timeout_s=drain,
+        on_log=None if quiet else (lambda line: typer.echo(line, err=True)),
+    ) as server:
+        endpoints = vars(server.endpoints)
+        if json:
+            emit({"pid": server.pid, **endpoints})
+        else:
+            rows = [[name, address] for name, address in endpoints.items()]
+            table(["endpoint", "address"], rows, title=f"{artifact} is ready (pid {server.pid})")
+            typer.echo(f'\ntry: llmbuild generate {artifact} "def fibonacci(n):"')
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()  # until Ctrl-C, which is how serving ends; leaving the block drains
+        typer.echo("stopping: requests in flight may finish", err=True)

@@ -1,0 +1,34 @@
+"""`serve_artifact`: a Triton server on an artifact, which others can find and nobody collects meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deploy.running import announced
+from deploy.server import TritonServer
+from toolchain.pipeline.artifact import Artifact
+
+
+@contextlib.contextmanager
+def serve_artifact(artifact: Path | str, *, announce: bool = False, **options: Any) -> Iterator[TritonServer]:
+    """Serve `artifact` for as long as the block lasts, then drain and stop.
+
+    Args:
+        artifact: the directory that a complete build left.
+        announce: let `llmbuild generate ARTIFACT` of this user find the server.
+        options: those of `TritonServer.start`.
+
+    Raises:
+        UsageError: it is not an artifact, or the build stopped before its repository.
+        ToolchainError, LaunchError: as `TritonServer.start`.
+    """
+    opened = Artifact.open(Path(artifact))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(opened.in_use())
+        server = stack.enter_context(TritonServer.start(opened.dir("repository"), **options))
+        if announce:
+            stack.enter_context(announced(Path(artifact), server.endpoints.grpc, server.endpoints.http))
+        yield server
