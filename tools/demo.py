@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).absolute().parents[1]
 ARTIFACT = "artifacts/demo-int4"
 PROMPTS = (
-    [ARTIFACT, "def read_lines(path):\n", "--max-tokens", "64"],
-    [ARTIFACT, "Write a class that counts words", "--chat", "--max-tokens", "64"],
+    [ARTIFACT, "def read_lines(path):", "--max-tokens", "64"],
+    [ARTIFACT, "Write a function that reads a file", "--chat", "--max-tokens", "64"],
 )
 
 

@@ -5,8 +5,8 @@
     python tools/train_demo_model.py --only train --device cuda      weights, from what `prepare` left
     python tools/train_demo_model.py --only publish                  figures and model cards
 
-Training takes minutes on a data-centre GPU. The three parts may run on different machines: carry --work and
---out along.
+Training takes six minutes on an NVIDIA H200 (2.5 million tokens/s); a CPU would take days. The three parts
+may run on different machines: carry --work and --out along, and prepare and publish with the same Python.
 """
 
 from __future__ import annotations
@@ -45,19 +45,26 @@ def main() -> None:
     if args.only in (None, "train"):
         _train(args, device)
     if args.only in (None, "publish"):
-        publish(args.out / DEMO, args.out / DRAFT, collect(), say)
+        publish(args.out / DEMO, args.out / DRAFT, collect(), _schedules(args), say)
 
 
 def _train(args: argparse.Namespace, device: torch.device) -> None:
     streams = Streams.load(args.work)
-    schedule = Schedule(tokens=args.tokens, batch=args.batch)
-    weights = train(new_model(DEMO_LAYERS, seed=0), streams, schedule, device, say)
+    demo, draft = _schedules(args)
+    weights = train(new_model(DEMO_LAYERS, seed=0), streams, demo, device, say)
     save_model(weights, DEMO_LAYERS, args.out / DEMO)
 
     teacher = load_model(args.out / DEMO, DEMO_LAYERS).to(device)
-    schedule = Schedule(tokens=args.draft_tokens, batch=args.batch, dropout=0.0)
-    weights = train(new_model(DRAFT_LAYERS, seed=0), streams, schedule, device, say, teacher)
+    weights = train(new_model(DRAFT_LAYERS, seed=0), streams, draft, device, say, teacher)
     save_model(weights, DRAFT_LAYERS, args.out / DRAFT)
+
+
+def _schedules(args: argparse.Namespace) -> tuple[Schedule, Schedule]:
+    """The schedules of the demo model and of its draft, which is too small to need dropout."""
+    return (
+        Schedule(tokens=args.tokens, batch=args.batch),
+        Schedule(tokens=args.draft_tokens, batch=args.batch, dropout=0.0),
+    )
 
 
 def say(text: str) -> None:
@@ -72,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=("prepare", "train", "publish"), help="one part instead of all")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--tokens", type=int, default=600_000_000, help="tokens to train the demo model on")
-    parser.add_argument("--draft-tokens", type=int, default=300_000_000, help="tokens to train the draft on")
+    parser.add_argument("--draft-tokens", type=int, default=280_000_000, help="tokens to train the draft on")
     parser.add_argument("--batch", type=int, default=64, help="sequences of 1024 tokens in a step")
     parser.add_argument("--out", type=Path, default=ROOT / "models", help="where the two models go")
     parser.add_argument("--work", type=Path, default=ROOT / "artifacts" / "demo-model", help="token streams")

@@ -36,7 +36,7 @@ def generate(
 
     An artifact that `llmbuild serve` is serving is asked there; otherwise it is served for this one answer.
 
-    Example: llmbuild generate artifacts/demo-int4 "def fibonacci(n):" --max-tokens 64
+    Example: llmbuild generate artifacts/demo-int4 "def read_lines(path):" --max-tokens 64
     """
     from deploy.client import Summary, render_chat
     from toolchain.errors import UsageError

@@ -49,7 +49,7 @@ def serve(
         else:
             rows = [[name, address] for name, address in endpoints.items()]
             table(["endpoint", "address"], rows, title=f"{artifact} is ready (pid {server.pid})")
-            typer.echo(f'\ntry: llmbuild generate {artifact} "def fibonacci(n):"')
+            typer.echo(f'\ntry: llmbuild generate {artifact} "def read_lines(path):"')
         with contextlib.suppress(KeyboardInterrupt):
             server.wait()  # until Ctrl-C, which is how serving ends; leaving the block drains
         typer.echo("stopping: requests in flight may finish", err=True)

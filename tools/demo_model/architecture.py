@@ -81,7 +81,7 @@ def add_dropout(model: LlamaForCausalLM, probability: float) -> None:
 
 
 def save_model(weights: dict[str, torch.Tensor], layers: int, directory: Path) -> None:
-    """Write config.json, generation_config.json and bf16 model.safetensors (embeddings once: they are tied)."""
+    """Write config.json, generation_config.json and bf16 model.safetensors (tied embeddings once)."""
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", model_config(layers))
     generation = {

@@ -93,7 +93,13 @@ class TritonPythonModel:
                 _send_error(sender, str(problem), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
-        """End the engine; Triton calls this when no request is under way."""
+        """Let the requests under way end, then the engine.
+
+        Triton does not count requests whose `execute` has returned and calls this while they run; its
+        exit timeout bounds how long it waits here.
+        """
+        while self._jobs() and self._responder.is_alive():
+            time.sleep(0.02)
         self._closing = True
         self._engine.close()
 

@@ -90,7 +90,9 @@ class TinyModel:
         return [int(token) for token in self.logits([ids])[0].argmax(-1)[len(prompt) - 1 : -1]]
 
 
-def make_tiny(directory: Path, family: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> TinyModel:
+def make_tiny(
+    directory: Path, family: str, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> TinyModel:
     """A random model of `family`, stored as `dtype`."""
     kind, own = FAMILIES[family]
     torch.manual_seed(0)
