@@ -28,6 +28,9 @@ _CONSTANT = re.compile(
     r'offset="\d+" size="(?P<size>\d+)"'
 )
 
+_NUMBERED = re.compile(r"[A-Z]\w*_\d+")
+"""A name that OpenVINO gave, such as MatMul_83. Ours have a dot or begin in lower case."""
+
 Chunks = Callable[[], Iterator[bytes]]
 """Yields the bytes of one constant in order, in pieces of a few megabytes."""
 
@@ -128,7 +131,10 @@ def _point(xml: str, places: dict[str, tuple[int, int]]) -> str:
 
 
 def _name_nodes(model: ov.Model) -> None:
-    """Number the unnamed nodes: OpenVINO's own numbers count everything built in the process so far."""
+    """Renumber what OpenVINO numbered: it counts everything that the process has built so far."""
     for index, node in enumerate(model.get_ordered_ops()):
-        if node.get_friendly_name() == node.get_name():
+        if _NUMBERED.fullmatch(node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}.{index}")
+        for output in node.outputs():
+            names = output.get_names()
+            output.get_tensor().set_names({name for name in names if not _NUMBERED.fullmatch(name)})

@@ -50,7 +50,7 @@ class CheckpointWeights:
 
     def vector(self, name: str) -> ov.Node:
         """A norm's gain or a bias, as f32."""
-        return self._plain(name)
+        return self._plain(name, self.shapes[name])
 
     def input_scale(self, module: str) -> ov.Node | None:
         """What multiplies the input [in] of a linear, as f32; None where nothing does, or only ones."""
@@ -64,19 +64,20 @@ class CheckpointWeights:
         name = f"{module}.weight"
         if self.checkpoint.dtype(name) == "U8":
             return self._dequantized(module)
-        return self._plain(name)
+        return self._plain(name, self.shapes[name])
 
     def rows(self, module: str, indices: ov.Node) -> ov.Node:
         """Rows of an embedding as f32. Picked before they are widened, so that the table can stay bf16."""
         name = f"{module}.weight"
         if self.checkpoint.dtype(name) == "BF16" and not self.tied:
             chunks = partial(_file_chunks, self.checkpoint.location(name))
-            table = self.constants.get(name, ov.Type.bf16, self._checked(name), chunks)
+            self._check_shape(name, self.shapes[name])
+            table = self.constants.get(name, ov.Type.bf16, self.shapes[name], chunks)
             return ops.convert(_gather_rows(table, indices), ov.Type.f32)
-        return _gather_rows(self._plain(name), indices)
+        return _gather_rows(self._plain(name, self.shapes[name]), indices)
 
-    def _plain(self, name: str, shape: tuple[int, ...] | None = None) -> ov.Node:
-        """An unquantized tensor, widened to f32; reshaped to `shape` if that is given."""
+    def _plain(self, name: str, expected: tuple[int, ...], axes_after: tuple[int, ...] = ()) -> ov.Node:
+        """An unquantized tensor of shape `expected`, widened to f32, with `axes_after` appended to it."""
         dtype = self.checkpoint.dtype(name)
         if dtype not in _WIDEN:
             raise BuildError(
@@ -85,28 +86,29 @@ class CheckpointWeights:
                 why=f"the openvino flavour reads {', '.join(_WIDEN)} and packed int4 (W4A16_AWQ)",
                 fix="quantize with method awq or none",
             )
+        self._check_shape(name, expected)
         chunks = partial(_wide_chunks, self.checkpoint.location(name), dtype)
-        return self.constants.get(name, ov.Type.f32, shape or self._checked(name), chunks)
+        return self.constants.get(name, ov.Type.f32, expected + axes_after, chunks)
 
-    def _checked(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of the model, which must be the one that the config implies."""
-        found, expected = self.checkpoint.shape(name), self.shapes[name]
+    def _check_shape(self, name: str, expected: tuple[int, ...]) -> None:
+        found = self.checkpoint.shape(name)
         if found != expected:
             raise ModelError(
-                "a tensor is of another shape", where=name, why=f"{found} found, {expected} expected"
+                f"a tensor has the shape {list(found)}",
+                where=name,
+                why=f"config.json implies {list(expected)}",
+                fix="check that config.json belongs to these weights, or quantize the model again",
             )
-        return found
 
     def _dequantized(self, module: str) -> ov.Node:
         """codes * scale as [out, in]. The plugin recognises the expression and keeps the codes in memory."""
         name, scale_name = f"{module}.weight", f"{module}.weight_scale"
         rows, columns = self.shapes[name]
-        packed, groups = self.checkpoint.shape(name), self.checkpoint.shape(scale_name)[-1]
-        if packed != (rows // 2, columns) or rows % 2 or columns % (2 * groups):
+        self._check_shape(name, (rows // 2, columns))
+        groups = self.checkpoint.shape(scale_name)[-1]
+        if columns % (2 * groups):
             raise ModelError(
-                "a packed tensor is of another shape",
-                where=name,
-                why=f"{packed} found, {(rows // 2, columns)} expected, in {groups} groups of even size",
+                f"{groups} scales a row do not divide {columns} columns into even groups", where=scale_name
             )
         codes_OGI = self.constants.get(
             name,
@@ -114,7 +116,7 @@ class CheckpointWeights:
             (rows, groups, columns // groups),
             partial(_code_chunks, self.checkpoint.location(name), columns),
         )
-        scale_OG1 = self._plain(scale_name, (rows, groups, 1))
+        scale_OG1 = self._plain(scale_name, (rows, groups), axes_after=(1,))
         weight_OGI = ops.multiply(ops.convert(codes_OGI, ov.Type.f32), scale_OG1)
         return ops.reshape(weight_OGI, ops.constant(np.array([rows, columns])), special_zero=False)
 

@@ -1,4 +1,4 @@
-"""Sliding windows survive the rewrite to paged attention: a prompt longer than the window, position by position.
+"""Sliding windows survive the rewrite to paged attention: prompts longer than the window, token by token.
 
 The rewrite drops the mask, and takes the window only from a mask that is spelled the way it knows.
 """
