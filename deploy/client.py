@@ -195,12 +195,19 @@ class Client:
         chunks, first_chunks, begun = 0, 0, False
         counts: dict[int, int] = {}
         reason: str | None = None
+        failed: RequestError | None = None
         call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout_s)
         try:
+            # Read to the server's own end of the stream: Triton never releases a request of an ensemble that
+            # is cancelled just when it fails, and then cannot stop before its exit timeout.
             for message in call:
-                if message.error_message:
-                    raise RequestError(message.error_message, where=request.model_name)
                 response = message.infer_response
+                is_final = response.parameters["triton_final_response"].bool_param
+                if message.error_message:
+                    failed = RequestError(message.error_message, where=request.model_name)
+                    if is_final:
+                        continue
+                    raise failed
                 outputs = read_outputs(response)
                 if "text_output" in outputs:
                     last = time.perf_counter()
@@ -213,12 +220,12 @@ class Client:
                     if "finish_reason" in outputs:
                         reason = _text(outputs["finish_reason"].flat[-1]) or reason
                     yield from found
-                if response.parameters["triton_final_response"].bool_param:
-                    break
         except grpc.RpcError as error:
             raise self._translated(error, begun=True, timeout_s=timeout_s) from error
         finally:
             call.cancel()
+        if failed:
+            raise failed
         tokens = sum(counts.values()) or chunks
         yield _summary(tokens, chunks, first_chunks, (started, first, last), reason)
 
