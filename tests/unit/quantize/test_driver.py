@@ -202,19 +202,19 @@ def test_killed_at_any_instant_and_resumed_it_gives_the_same_bytes(
     assert start_child(source, tmp_path / "whole", tmp_path / "work-whole").wait() == 0
     expected = files_of(tmp_path / "whole")
 
-    # Kill when the n-th change of the working directory is seen: before, within and between layers.
-    for changes in (1, 2, 4, 7):
-        out, work = tmp_path / f"out-{changes}", tmp_path / f"work-{changes}"
-        child = start_child(source, out, work)
-        seen: set[tuple[str, ...]] = set()
-        while len(seen) <= changes and child.poll() is None:
-            seen.add(tuple(sorted(path.name for path in work.iterdir())) if work.exists() else ())
+    # Kill as soon as a file appears: before, within and between layers, and while the output is written.
+    appearing = ["work/fingerprint.json", "work/hidden-00000.safetensors", "work/layer-00000.safetensors"]
+    appearing += ["work/layer-00002.safetensors", "out/quantization_report.json"]
+    for number, name in enumerate(appearing):
+        root = tmp_path / str(number)
+        root.mkdir()
+        child = start_child(source, root / "out", root / "work")
+        while not (root / name).exists() and child.poll() is None:
             time.sleep(0.0005)
         child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
-        assert not (out / "config.json").exists()
-        assert start_child(source, out, work).wait() == 0
-        assert files_of(out) == expected
+        assert child.wait() == -signal.SIGKILL, f"ended before {name} was seen"
+        assert start_child(source, root / "out", root / "work").wait() == 0
+        assert files_of(root / "out") == expected
 
 
 def test_a_resumed_run_tells_what_is_done(save_model: Callable[..., Path], tmp_path: Path) -> None:
