@@ -1,10 +1,10 @@
 """From a checkpoint directory to a directory that OpenVINO GenAI's `ContinuousBatchingPipeline` loads.
 
-Writes `openvino_model.xml` and `.bin`, the configuration and tokenizer files of the checkpoint, and, where
-there is a tokenizer, `openvino_detokenizer.xml` and `.bin`: GenAI takes the vocabulary for structured output
-from it. The tokenizer itself is not converted: Hugging Face's encodes and decodes, faster and without
-OpenVINO's deviations for some Unicode input. Tools: openvino and openvino-tokenizers 2026.4. The same
-checkpoint gives the same bytes. When killed, it leaves a partial `out_dir`; hiding that is up to the caller.
+Writes `openvino_model.xml` and `.bin`, `config.json` and `generation_config.json`. No tokenizer is converted:
+requests carry token ids, Hugging Face's tokenizer encodes and decodes, faster and without OpenVINO's
+deviations for some Unicode input. (Structured output would need `openvino_detokenizer.xml`, from which GenAI
+takes the vocabulary.) Tool: openvino 2026.4. The same checkpoint gives the same bytes. When killed, it leaves
+a partial `out_dir`; hiding that is up to the caller.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.progress import Progress, Silent
 
 MODEL_XML, MODEL_BIN = "openvino_model.xml", "openvino_model.bin"
-
-_COPIED = (
-    *("config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
-)
+GENERATION_CONFIG = "generation_config.json"
 
 
 def build_ir(
@@ -36,14 +32,14 @@ def build_ir(
     """Write the IR of a plain or W4A16_AWQ checkpoint into `out_dir`.
 
     Args:
-        checkpoint_dir: config.json, safetensors, and the tokenizer if there is one.
+        checkpoint_dir: config.json and safetensors.
         out_dir: made if it is not there.
         max_seq_len: the longest prompt and answer together that will be served; None for the model's
             `max_position_embeddings`.
         events: told the bytes of weights written.
 
     Returns:
-        facts for the manifest: `weight_bytes`, `quantized_linears`, `max_seq_len`, `detokenizer`.
+        facts for the manifest: `weight_bytes`, `quantized_linears`, `max_seq_len`.
 
     Raises:
         ModelError: a tensor is missing or is not the one that config.json implies.
@@ -58,19 +54,14 @@ def build_ir(
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         facts = _write_model(checkpoint, spec, inv_freq, out_dir, events or Silent())
-        for name in _COPIED:
-            if (checkpoint_dir / name).is_file():
-                shutil.copyfile(checkpoint_dir / name, out_dir / name)
-        if not (out_dir / "generation_config.json").exists():
-            _write_generation_config(spec, out_dir / "generation_config.json")
-        detokenizer = (checkpoint_dir / "tokenizer.json").is_file()
-        if detokenizer:
-            from toolchain.engine.openvino.detokenizer import write_detokenizer
-
-            write_detokenizer(checkpoint_dir, out_dir)
+        shutil.copyfile(checkpoint_dir / "config.json", out_dir / "config.json")
+        if (checkpoint_dir / GENERATION_CONFIG).exists():
+            shutil.copyfile(checkpoint_dir / GENERATION_CONFIG, out_dir / GENERATION_CONFIG)
+        else:
+            _write_generation_config(spec, out_dir / GENERATION_CONFIG)
     except OSError as error:
         raise os_error(error, "write the OpenVINO model") from error
-    return facts | {"max_seq_len": max_seq_len, "detokenizer": detokenizer}
+    return facts | {"max_seq_len": max_seq_len}
 
 
 def _inv_freq(spec: ModelSpec, max_seq_len: int) -> NDArray[np.float64]:

@@ -28,9 +28,6 @@ _CONSTANT = re.compile(
     r'offset="\d+" size="(?P<size>\d+)"'
 )
 
-_NUMBERED = re.compile(r"[A-Z]\w*_\d+")
-"""A name that OpenVINO gave, such as MatMul_83. Ours have a dot or begin in lower case."""
-
 Chunks = Callable[[], Iterator[bytes]]
 """Yields the bytes of one constant in order, in pieces of a few megabytes."""
 
@@ -81,7 +78,8 @@ class Constants:
 
         Raises:
             OSError: the disk is full, the directory is not writable.
-            BuildError: a source of bytes yields more or fewer than its constant has.
+            BuildError: a source of bytes yields more or fewer than its constant has; OpenVINO's writer, which
+                does not notice a full disk, left the graph incomplete.
         """
         _name_nodes(model)
         places: dict[str, tuple[int, int]] = {}
@@ -126,15 +124,15 @@ def _point(xml: str, places: dict[str, tuple[int, int]]) -> str:
 
     pointed = _CONSTANT.sub(place, xml)
     if places or not xml.rstrip().endswith("</net>"):
-        raise BuildError("OpenVINO wrote an incomplete graph", where=", ".join(sorted(places)[:3]) or None)
+        missing = f"without {', '.join(sorted(places)[:3])}" if places else "it ends too early"
+        raise BuildError(
+            "OpenVINO wrote an incomplete graph", why=missing, fix="see that the disk is not full"
+        )
     return pointed
 
 
 def _name_nodes(model: ov.Model) -> None:
-    """Renumber what OpenVINO numbered: it counts everything that the process has built so far."""
+    """Renumber the nodes that OpenVINO named: it counts everything that the process has built so far."""
     for index, node in enumerate(model.get_ordered_ops()):
-        if _NUMBERED.fullmatch(node.get_friendly_name()):
+        if node.get_friendly_name() == node.get_name():
             node.set_friendly_name(f"{node.get_type_name()}.{index}")
-        for output in node.outputs():
-            names = output.get_names()
-            output.get_tensor().set_names({name for name in names if not _NUMBERED.fullmatch(name)})

@@ -8,38 +8,16 @@ import subprocess
 import sys
 
 import numpy as np
-import openvino
-import openvino_genai as genai
 import pytest
-import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
 
-from toolchain.engine.openvino import build_ir, plugin_properties
+from toolchain.engine.openvino import build_ir
 from toolchain.errors import BuildError, ModelError, PlanError, StoreError
 
 
 def digests(directory):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
-
-
-def add_tokenizer(directory):
-    """A byte-level BPE of 400 tokens beside the model."""
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    bpe.train_from_iterator(["value = 12\n", "name = 7\n"] * 9, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(directory)
-    return fast
 
 
 def test_facts_and_files(tiny):
@@ -51,7 +29,6 @@ def test_facts_and_files(tiny):
         "weight_bytes": facts["weight_bytes"],
         "quantized_linears": 14,
         "max_seq_len": 100,
-        "detokenizer": False,
     }
     assert 0 < facts["weight_bytes"] <= (model.ir_dir / "openvino_model.bin").stat().st_size
 
@@ -66,7 +43,6 @@ def test_end_tokens_without_a_generation_config(tiny):
 def test_same_bytes_in_this_process_and_in_another(tiny, tmp_path):
     """OpenVINO numbers its nodes through the life of a process, and may note where files came from."""
     model = tiny("qwen2", torch.bfloat16)
-    add_tokenizer(model.directory)
     model.build()
     script = "import sys; from pathlib import Path; from toolchain.engine.openvino import build_ir;"
     script += "build_ir(Path(sys.argv[1]), Path(sys.argv[2]))"
@@ -76,25 +52,6 @@ def test_same_bytes_in_this_process_and_in_another(tiny, tmp_path):
     subprocess.run([sys.executable, "-c", script, elsewhere, tmp_path / "again"], check=True, timeout=120)
     assert digests(tmp_path / "again") == digests(model.ir_dir)
     assert str(tmp_path) not in (model.ir_dir / "openvino_model.xml").read_text()
-    assert str(tmp_path) not in (model.ir_dir / "openvino_detokenizer.xml").read_text()
-
-
-def test_structured_output_needs_only_the_detokenizer(tiny, pipeline_of):
-    model = tiny("llama")
-    tokenizer = add_tokenizer(model.directory)
-    assert build_ir(model.directory, model.ir_dir)["detokenizer"]
-    assert not (model.ir_dir / "openvino_tokenizer.xml").exists()
-    pipeline = pipeline_of(model.ir_dir, plugin_properties("exact", "auto"))
-    config = genai.GenerationConfig(max_new_tokens=20)
-    config.eos_token_id, config.stop_token_ids = 2, {2}
-    config.structured_output_config = genai.StructuredOutputConfig(regex="(value|name) = [0-9]{2};")
-    prompt = np.array([tokenizer("value = ").input_ids])
-    handle = pipeline.add_request(0, openvino.Tensor(prompt), config)
-    while pipeline.has_non_finished_requests():
-        pipeline.step()
-    text = tokenizer.decode(handle.read_all()[0].generated_ids, skip_special_tokens=True)
-    assert text.split(" = ")[0] in ("value", "name")
-    assert text.endswith(";")
 
 
 def test_a_rotation_that_changes_with_length_is_refused(tiny):

@@ -63,3 +63,13 @@ def test_the_trap_that_is_avoided(tiny, pipeline_of):
     ignored = {"EXECUTION_MODE_HINT": "ACCURACY", "KV_CACHE_PRECISION": "u8"}
     pipeline = pipeline_of(tiny("llama").build(), ignored, blocks=BLOCKS)
     assert cache_bytes(pipeline) == ELEMENTS * 4
+
+
+def test_fast_keeps_far_positions_apart(tiny, run_stateful):
+    """bf16 has 8 bits for a position; the rotation must be computed in f32 whatever executes around it."""
+    model = tiny("llama", max_position_embeddings=1024, initializer_range=0.1)
+    ir_dir, ids = model.build(), np.random.default_rng(0).integers(0, 503, (1, 1000))
+    exact = run_stateful(ir_dir, ids, [1000])
+    error = np.linalg.norm(run_stateful(ir_dir, ids, [1000], "fast") - exact, axis=-1)[0]
+    relative = error / np.linalg.norm(exact, axis=-1)[0]
+    assert relative[-100:].mean() < 2 * relative[:100].mean()
