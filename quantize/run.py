@@ -17,7 +17,6 @@ from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_DEFAULTS = {"samples": 128, "seq_len": 512, "seed": 0}
 
 
 def make_method(name: str, *, group_size: int = 128) -> Method | None:
@@ -47,8 +46,9 @@ def quantize_checkpoint(
         out_dir: where the checkpoint goes.
         work_dir: the state to resume from.
         config: `method`, and as far as the method wants them `group_size`, `exclude`, `dtype` ("auto", or
-            the dtype that the source must have) and `calibration`: `samples`, `seq_len`, `seed`.
-        calibration_file: the calibration data.
+            the dtype that the source must have) and, with a `calibration_file`, `calibration`: `samples`,
+            `seq_len`, `seed`.
+        calibration_file: the calibration data; None for a method that needs none.
         progress: is told of each layer.
     """
     spec = load_spec(model_dir)
@@ -68,7 +68,7 @@ def quantize_checkpoint(
             f"file:{calibration_file}",
             model_dir,
             vocab_size=spec.vocab_size,
-            **(_DEFAULTS | dict(config.get("calibration", {}))),
+            **config["calibration"],
         )
     return quantize_model(
         model_dir,

@@ -91,35 +91,22 @@ def _quantize(recipe: Recipe, model: Path) -> Stage:
 
 
 def _run_quantize(context: StageContext) -> None:
-    from quantize.awq_method import Awq
-    from quantize.calibration import load_calibration
-    from quantize.driver import quantize_model
-    from toolchain.model.spec import load_spec
+    from quantize.run import quantize_checkpoint
 
-    config, model = context.config, context.inputs["model"]
-    method = calibration = None
-    if config["method"] == "awq":
-        method = Awq(config["group_size"])
-        calibration = load_calibration(
-            f"file:{context.inputs['calibration']}",
-            model,
-            vocab_size=load_spec(model).vocab_size,
-            **config["calibration"],
-        )
-    report = quantize_model(
-        model,
+    report = quantize_checkpoint(
+        context.inputs["model"],
         context.out_dir,
         context.work_dir,
-        method=method,
-        calibration=calibration,
-        exclude=config.get("exclude", ()),
-        events=context.progress,
+        config=context.config,
+        calibration_file=context.inputs.get("calibration"),
+        progress=context.progress,
     )
-    context.facts["method"] = config["method"]
-    if calibration is not None:
-        context.facts["calibration_sha256"] = calibration.digest
-        errors = [linear["relative_error"] for linear in report["linears"].values()]
+    context.facts["method"] = context.config["method"]
+    if linears := report.get("linears"):
+        errors = [linear["relative_error"] for linear in linears.values()]
         context.facts["mean_relative_error"] = round(sum(errors) / len(errors), 6)
+        context.facts["calibration_tokens"] = report["calibration_tokens"]
+        context.facts["calibration_sha256"] = report["calibration"]
 
 
 def _engine(recipe: Recipe) -> Stage:

@@ -84,6 +84,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at this machine: interpreter, memory, disk, packages, server, GPU, containers."""
+    from deploy.doctor import diagnose
+
     return [
         Finding("Python", True, platform.python_version(), ""),
         _memory(),
@@ -92,7 +94,7 @@ def examine() -> list[Finding]:
         _package("openvino", "the openvino flavour", "pip install 'llmbuild[openvino]'"),
         _package("openvino-genai", "the openvino flavour", "pip install 'llmbuild[openvino]'"),
         _package("tritonclient", "talking to Triton", "pip install llmbuild"),
-        _triton(),
+        *(Finding(**vars(fact)) for fact in diagnose()),
         _package("nvidia-modelopt", "NVIDIA's quantizer", "pip install 'llmbuild[modelopt]'"),
         _package("tensorrt-llm", "the tensorrt and pytorch flavours", "use NVIDIA's TensorRT-LLM container"),
         _gpu(),
@@ -126,17 +128,6 @@ def _package(name: str, purpose: str, fix: str) -> Finding:
         return Finding(name, True, version(name), "")
     except PackageNotFoundError:
         return Finding(name, False, f"absent ({purpose})", fix)
-
-
-def _triton() -> Finding:
-    from deploy.find import find_triton, prepare
-
-    try:
-        triton = find_triton()
-        prepare(triton)
-    except LlmbuildError as error:
-        return Finding("Triton", False, error.what, error.fix or "")
-    return Finding("Triton", True, f"{triton.version or 'version unknown'}, found by {triton.found_by}", "")
 
 
 def _gpu() -> Finding:

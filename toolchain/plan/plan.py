@@ -115,6 +115,15 @@ def make_plan(recipe: Recipe) -> Plan:
 
     problems = compat.parallel_problems(spec, quant.method, quant.group_size, tensor, pipeline)
     notes = []
+    if recipe.model.dtype not in ("auto", spec.dtype):
+        problems.append(
+            PlanError(
+                f"the model is stored in {spec.dtype}, not in {recipe.model.dtype}",
+                where="model.dtype",
+                why="weights are taken as they are stored",
+                fix="set it to auto, or convert the model first",
+            )
+        )
     if max_seq_len > spec.max_position_embeddings:
         problems.append(
             PlanError(

@@ -84,6 +84,13 @@ def test_a_broken_recipe_exits_with_2_and_its_place(broken):
     assert result.stdout == ""
 
 
+def test_several_recipes_are_checked_at_once(broken):
+    result = llmbuild("validate", "demo-int4", broken, "llama8b-fp8")
+    assert result.exit_code == 2
+    assert result.stdout == "demo-int4: valid\nllama8b-fp8: valid\n"
+    assert f"{broken}:4:16" in result.stderr
+
+
 def test_json_errors_go_to_stdout(broken):
     result = llmbuild("validate", broken, "--json")
     assert result.exit_code == 2

@@ -70,6 +70,11 @@ def test_context_longer_than_the_model():
         planned("qwen2.5-7b-gptq", "engine.max_seq_len=40000").check()
 
 
+def test_a_dtype_that_the_model_is_not_stored_in():
+    with pytest.raises(PlanError, match="stored in bfloat16, not in float16"):
+        planned("llama8b-fp8", "model.dtype=float16").check()
+
+
 def test_cache_that_does_not_fit_host_memory(monkeypatch):
     monkeypatch.setattr("toolchain.plan.plan.host_memory", lambda: 8 * 2**30)
     with pytest.raises(PlanError, match="does not fit 8 GiB of host memory"):

@@ -171,10 +171,12 @@ def paged(
     kv_cache: str = "auto",
     chunk: int = 256,
     echo: bool = False,
+    rounds: int = 1,
 ) -> list[Paged]:
-    """All `prompts` at once through continuous batching, with prefix caching, greedily.
+    """All `prompts` at once through continuous batching, greedily; what the last of `rounds` returned.
 
-    `echo` puts the prompt, with its log-probabilities, before the answer.
+    Later rounds find the prompts in the prefix cache. `echo` puts the prompt, with its log-probabilities,
+    before the answer.
     """
     import openvino as ov
     import openvino_genai as genai
@@ -182,13 +184,14 @@ def paged(
     pipeline = open_pipeline(ir_dir, plugin_properties(precision, kv_cache), chunk)
     config = genai.GenerationConfig()
     config.max_new_tokens, config.ignore_eos, config.logprobs, config.echo = new_tokens, True, 1, echo
-    handles = [
-        pipeline.add_request(index, ov.Tensor(np.array([prompt], np.int64)), config)
-        for index, prompt in enumerate(prompts)
-    ]
-    while pipeline.has_non_finished_requests():
-        pipeline.step()
-    outputs = [handle.read_all()[0] for handle in handles]
+    for first in range(0, rounds * len(prompts), len(prompts)):
+        handles = [
+            pipeline.add_request(first + index, ov.Tensor(np.array([prompt], np.int64)), config)
+            for index, prompt in enumerate(prompts)
+        ]
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+        outputs = [handle.read_all()[0] for handle in handles]
     return [Paged(list(out.generated_ids), list(out.generated_log_probs)) for out in outputs]
 
 

@@ -36,14 +36,16 @@ def test_logits_equal_transformers(family, dtype, int4, tiny, run_stateful):
 
 @pytest.mark.parametrize(("family", "dtype", "int4"), CASES)
 def test_continuous_batching_equals_transformers(family, dtype, int4, tiny, run_paged):
-    """Prompts of mixed lengths in one batch, in chunks of 16 tokens, two of them sharing a prefix."""
+    """Prompts of mixed lengths in one batch, in chunks of 16 tokens, also when found in the prefix cache."""
     model = tiny(family, dtype, int4)
     ids = token_ids(503, 4, 80).tolist()
     prompts = [ids[0][:5], ids[1], ids[1][:64] + ids[2][:7], ids[3][:33]]
-    answers = run_paged(model.build(), prompts, 12, chunk=16)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        assert len(answer.tokens) == 12
-        assert answer.tokens == model.greedy(prompt, answer.tokens)
+    ir_dir = model.build()
+    for rounds in (1, 2):
+        answers = run_paged(ir_dir, prompts, 12, chunk=16, rounds=rounds)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            assert len(answer.tokens) == 12
+            assert answer.tokens == model.greedy(prompt, answer.tokens)
 
 
 @pytest.mark.parametrize(
