@@ -12,6 +12,7 @@ may run on different machines: carry --work and --out along, and prepare and pub
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main() -> None:
     device = torch.device(
         args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     )
+    if args.only == "train" and not (args.work / "train.npy").exists():
+        sys.exit(f"{args.work} holds no token streams: run --only prepare first")
     if args.only in (None, "prepare"):
         corpus = collect()
         say(f"{len(corpus.train)} files to train on; corpus {corpus.digest()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 import sysconfig
 import textwrap
 from collections.abc import Callable, Sequence
@@ -50,9 +51,13 @@ def publish(
 
     `corpus` and `schedules` (demo, draft) are what the models were trained on and with.
     """
-    stdlib = Path(sysconfig.get_path("stdlib"))
+    terms = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
+    if not terms.exists():
+        sys.exit(f"{terms} is missing: publish with a Python that carries the licence of its library")
     tokenizer = Tokenizer.from_file(str(demo / "tokenizer.json"))
     heldout = (demo / "heldout.txt").read_text("utf-8")
+    if heldout != "".join(document.text for document in corpus.heldout):
+        sys.exit(f"{demo / 'heldout.txt'} is not of this Python: publish with the one that prepared it")
     ids = tokenizer.encode(heldout, add_special_tokens=False).ids
     held = windows(np.array(ids), CONTEXT)
 
@@ -85,7 +90,7 @@ def publish(
     )
     (draft / "README.md").write_text(_draft_card(figures[1], measured, origin, agreed), "utf-8")
     for directory in (demo, draft):
-        shutil.copyfile(stdlib / "LICENSE.txt", directory / LICENSE)
+        shutil.copyfile(terms, directory / LICENSE)
 
 
 def _front_matter(name: str, metrics: Sequence[tuple[str, float]]) -> str:
@@ -126,7 +131,7 @@ of no use for anything else.
 
 | | |
 |---|---|
-| architecture | `LlamaForCausalLM`, {figures.layers} layers of width 256, 4 heads, 2 key-value heads, MLP 768 |
+| architecture | `LlamaForCausalLM`: {figures.layers} layers, hidden 256, 4 heads, 2 KV heads, MLP 768 |
 | context | {CONTEXT} tokens, RoPE base 10000 |
 | weights | bfloat16, embeddings tied; every linear dimension is a multiple of 128 |
 | tokenizer | byte-level BPE, 4096 tokens, 4 of them special |
@@ -193,8 +198,8 @@ def _measured(count: int, tokens: int, heldout: str) -> str:
     return _paragraph(
         f"""Perplexity: `heldout.txt` is encoded without special tokens ({tokens:,} tokens,
         {len(heldout.encode()) / tokens:.2f} bytes each) and cut into {count} non-overlapping windows of
-        {CONTEXT} tokens, the rest left out; it is exp of the mean cross entropy over all tokens but the first of
-        each window, with these bfloat16 weights executed in float32."""
+        {CONTEXT} tokens, the rest left out; it is exp of the mean cross entropy over all tokens but the first
+        of each window, with these bfloat16 weights executed in float32."""
     )
 
 
@@ -203,17 +208,18 @@ def _origin(corpus: Corpus) -> str:
         f"""The text is the standard library of CPython {platform.python_version()}, licensed under the PSF
         License Agreement (`{LICENSE}`, PSF-2.0); these weights derive from it, and the demo model's
         `heldout.txt` and `calibration.jsonl` are verbatim parts of it, copyright Python Software Foundation.
-        The training text is {len(corpus.train):,} files, {_bytes(corpus.train):,} bytes. Left out are files that
-        state terms of their own, files with data for lines, `encodings`, `ensurepip`, `idlelib`, `lib2to3`,
-        `pydoc_data` and everything installed later. sha256 of the corpus: `{corpus.digest()}`."""
+        The training text is {len(corpus.train):,} files, {_bytes(corpus.train):,} bytes. Left out are files
+        that state terms of their own, files with data for lines, `encodings`, `ensurepip`, `idlelib`,
+        `lib2to3`, `pydoc_data` and everything installed later. sha256 of the corpus: `{corpus.digest()}`."""
     )
 
 
 def _training(schedule: Schedule, loss: str) -> str:
     return _paragraph(
-        f"""{schedule.tokens:,} tokens in {schedule.steps:,} steps of {schedule.batch} x {CONTEXT}; AdamW, learning
-        rate {schedule.learning_rate} with a linear decay to zero over the last {DECAY:.0%}, weight decay
-        {schedule.weight_decay}, dropout {schedule.dropout} on the residual stream. The loss is {loss}."""
+        f"""{schedule.tokens:,} tokens in {schedule.steps:,} steps of {schedule.batch} x {CONTEXT}; AdamW,
+        learning rate {schedule.learning_rate} with a linear decay to zero over the last {DECAY:.0%}, weight
+        decay {schedule.weight_decay}, dropout {schedule.dropout} on the residual stream. The
+        loss is {loss}."""
     )
 
 
