@@ -10,6 +10,7 @@ a bf16 embedding table, of which the plugin picks rows where they lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -105,7 +106,7 @@ class CheckpointWeights:
         name, scale_name = f"{module}.weight", f"{module}.weight_scale"
         rows, columns = self.shapes[name]
         self._check_shape(name, (rows // 2, columns))
-        groups = self.checkpoint.shape(scale_name)[-1]
+        groups = max(1, math.prod(self.checkpoint.shape(scale_name)) // rows)
         if columns % (2 * groups):
             raise ModelError(
                 f"{groups} scales a row do not divide {columns} columns into even groups", where=scale_name
