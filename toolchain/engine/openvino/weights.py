@@ -107,6 +107,7 @@ class CheckpointWeights:
         rows, columns = self.shapes[name]
         self._check_shape(name, (rows // 2, columns))
         groups = max(1, math.prod(self.checkpoint.shape(scale_name)) // rows)
+        scale_OG1 = self._plain(scale_name, (rows, groups), axes_after=(1,))
         if columns % (2 * groups):
             raise ModelError(
                 f"{groups} scales a row do not divide {columns} columns into even groups", where=scale_name
@@ -117,7 +118,6 @@ class CheckpointWeights:
             (rows, groups, columns // groups),
             partial(_code_chunks, self.checkpoint.location(name), columns),
         )
-        scale_OG1 = self._plain(scale_name, (rows, groups), axes_after=(1,))
         weight_OGI = ops.multiply(ops.convert(codes_OGI, ov.Type.f32), scale_OG1)
         return ops.reshape(weight_OGI, ops.constant(np.array([rows, columns])), special_zero=False)
 

@@ -95,12 +95,21 @@ def test_a_tensor_of_another_shape_is_named(tiny):
         model.build()
 
 
-def test_scales_of_another_linear_are_refused(tiny):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((100, 8), r"a tensor has the shape \[100, 8\]"),
+        ((), r"a tensor has the shape \[\]"),
+        ((256, 3), "3 scales a row do not divide 128 columns into even groups"),
+    ],
+)
+def test_scales_of_another_linear_are_refused(shape, message, tiny):
     model = tiny("llama", torch.float32, True)
     name = "model.layers.0.mlp.up_proj.weight_scale"
-    edit(model.directory, lambda tensors: tensors.update({name: torch.ones(100, 8)}))
-    with pytest.raises(ModelError, match=r"up_proj\.weight_scale: a tensor has the shape \[100, 8\]"):
+    edit(model.directory, lambda tensors: tensors.update({name: torch.ones(shape)}))
+    with pytest.raises(ModelError, match=message) as error:
         model.build()
+    assert error.value.where == name
 
 
 def test_a_dtype_that_cannot_run_is_named(tiny):
