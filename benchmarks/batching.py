@@ -20,7 +20,7 @@ REQUESTS, RATE, SHORTEST, LONGEST, PROMPT = 160, 12.0, 8, 256, 48
 
 def run() -> dict[str, Any]:
     """One server at a time, `deploy.batching` being all that differs."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for batching in ("static", "inflight_fused"):
         path = repository("batching", f"deploy.batching={batching}", "engine.max_batch_size=16")
         with TritonServer.start(path) as server, Client(server.endpoints.grpc) as client:
