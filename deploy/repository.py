@@ -152,6 +152,7 @@ def _configs(settings: RepositorySettings) -> dict[str, object]:
             decoupled=decoupled,
             parameters={
                 "accumulate_tokens": _flag(settings.accumulate_tokens),
+                "engine_reports_finish": "true",
                 "tensorrt_llm_model_name": "tensorrt_llm",
                 "max_requests": str(batch + (settings.max_queue_size or batch)),
                 "to_preprocessing": json.dumps(tensors.TO_PREPROCESSING),

@@ -145,7 +145,7 @@ class Service:
 
 @contextlib.contextmanager
 def serve(repository: Path) -> Iterator[Service]:
-    with TritonServer.start(repository, exit_timeout_s=20, log_file=Path("/tmp/tr/flow.log")) as server:
+    with TritonServer.start(repository, exit_timeout_s=20) as server:
         yield Service(server)
 
 
@@ -157,7 +157,13 @@ def service(render: Callable[..., Path]) -> Iterator[Service]:
 
 
 def prompts_of(tiny_model: Any) -> list[list[int]]:
-    texts = ["def", "import os\nimport", "class Tiny: a model of many words " * 3, "x", "return [f(x) for x in"]
+    texts = [
+        "def",
+        "import os\nimport",
+        "class Tiny: a model of many words " * 3,
+        "x",
+        "return [f(x) for x in",
+    ]
     return [tiny_model.tokenizer.encode(text).ids for text in texts]
 
 
@@ -397,9 +403,8 @@ def test_abandoned_requests_free_the_cache(service: Service, tiny_model: Any) ->
         assert call.started.wait(PATIENCE_S)
         call.vanish()
     for _ in range(12):
-        call = Call(
-            service.server.endpoints.grpc, "tensorrt_llm_bls", text_input="def", max_tokens=4000, stream=True
-        )
+        script = {"text_input": "def", "max_tokens": 4000, "stream": True, "end_id": -1}
+        call = Call(service.server.endpoints.grpc, "tensorrt_llm_bls", **script)
         assert call.started.wait(PATIENCE_S)
         call.vanish()
     assert service.ask(prompt, 3000, end_id=-1).finish_reason == "length"
@@ -412,7 +417,8 @@ def test_stop_request_ends_a_request_under_way(service: Service, tiny_model: Any
     assert call.started.wait(PATIENCE_S)
     assert service.ask(prompt, 1, request_id="long", stop=True).responses == []
     reply = call.wait()
-    assert "stopped by a stop request" in str(reply.error)
+    assert reply.finish_reason == "cancelled"
+    assert 0 < len(reply.tokens()) < 3900
     assert other.wait().tokens() == tiny_model.greedy(prompt, 40)
 
 
@@ -425,7 +431,9 @@ def test_a_full_queue_refuses_at_once_and_serves_the_rest(service: Service, tiny
     while len(refused := [call for call in calls if call.reply.error is not None]) < 40 - 24 - BATCH:
         assert time.monotonic() < deadline, "nothing is refused while the head of the queue runs"
         time.sleep(0.01)
-    assert service.post("ensemble/generate", {"text_input": "x", "max_tokens": 5})[0] == 503
+    status, answer = service.post("ensemble/generate", {"text_input": "x", "max_tokens": 5})
+    assert status in (400, 503)
+    assert "the queue is full" in answer
     service.ask(prompt, 1, request_id="head", stop=True)
     replies = [call.wait() for call in calls]
     refused = [reply for reply in replies if reply.error is not None]
@@ -454,14 +462,18 @@ def engine_pid(repository: Path) -> int:
 def test_a_killed_engine_ends_its_requests_and_comes_back(
     render: Callable[..., Path], tiny_model: Any
 ) -> None:
-    repository = render(max_batch_size=BATCH)
+    repository = render(max_batch_size=8)
     prompt = prompts_of(tiny_model)[1]
     with serve(repository) as service:
         calls = [service.call(prompt, 3000, streaming=index % 2 == 0, end_id=-1) for index in range(6)]
+        script = {"text_input": "def", "max_tokens": 3000, "stream": True, "end_id": -1}
+        calls.append(Call(service.server.endpoints.grpc, "tensorrt_llm_bls", **script))
         assert calls[0].started.wait(PATIENCE_S)
+        assert calls[-1].started.wait(PATIENCE_S)
         os.kill(engine_pid(repository), signal.SIGKILL)
         replies = [call.wait() for call in calls]
-        assert all("the engine process was ended by SIGKILL" in str(reply.error) for reply in replies)
+        assert all("the engine process was ended by SIGKILL" in str(reply.error) for reply in replies[:6])
+        assert "the engine failed in the middle" in str(replies[6].error)
         deadline = time.monotonic() + PATIENCE_S
         while (reply := service.ask(prompt, 20)).error is not None and time.monotonic() < deadline:
             assert "is being restarted" in str(reply.error)
@@ -471,10 +483,12 @@ def test_a_killed_engine_ends_its_requests_and_comes_back(
         # Stopped with requests in flight, the server lets them end.
         calls = [service.call(prompt, 1500, streaming=index % 2 == 0, end_id=-1) for index in range(4)]
         assert calls[0].started.wait(PATIENCE_S)
-        service.server.stop()
+        stopping = threading.Thread(target=service.server.stop)
+        stopping.start()  # it also waits for clients to hang up
         for call in calls:
             reply = call.wait()
             assert reply.error is not None or len(reply.tokens()) == 1500
+        stopping.join()
     with pytest.raises(AssertionError, match="no engine process"):
         engine_pid(repository)
 

@@ -35,6 +35,7 @@ class TritonPythonModel:
         values = {key: entry["string_value"] for key, entry in config["parameters"].items()}
         self._engine = values["tensorrt_llm_model_name"]
         self._accumulate = values["accumulate_tokens"].lower() in ("true", "1")
+        self._engine_reports_finish = values["engine_reports_finish"].lower() in ("true", "1")
         self._to_preprocessing = json.loads(values["to_preprocessing"])
         self._from_preprocessing = json.loads(values["from_preprocessing"])
         self._straight_to_engine = json.loads(values["straight_to_engine"])
@@ -69,7 +70,7 @@ class TritonPythonModel:
         request_id = f"bls-{uuid.uuid4()}"
         streaming = bool(engine_inputs.get("streaming", np.zeros(1)).any())
         tokens: dict[tuple[int, int], np.ndarray] = {}  # (batch row, return sequence) -> all so far
-        cancelled = False
+        cancelled, finished = False, 0
         for response in _request(self._engine, engine_inputs, request_id).exec(decoupled=True):
             if cancelled:
                 continue  # until the engine has let go
@@ -90,9 +91,13 @@ class TritonPythonModel:
                     "sequence_length": np.full(new.shape[:2], tokens[which].shape[2], dtype=np.int32),
                 }
             sender.send(self._response(outputs, so_far))
+            finished += "finish_reason" in outputs
         if cancelled:
             error = pb_utils.TritonError("the client cancelled the request", pb_utils.TritonError.CANCELLED)
             sender.send(pb_utils.InferenceResponse(error=error), FINAL)
+        elif self._engine_reports_finish and finished < _expected_finishes(engine_inputs, streaming):
+            # Triton 2.51 keeps an error that follows responses from us; its absence of an end does not.
+            raise RuntimeError("the engine failed in the middle of the request")
         else:
             sender.send(flags=FINAL)
 
@@ -137,6 +142,12 @@ def _outputs(response: object) -> dict[str, np.ndarray]:
     if response.has_error():
         raise _StepError(response.error())
     return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+
+
+def _expected_finishes(engine_inputs: dict[str, np.ndarray], streaming: bool) -> int:
+    """How many responses say that a sequence is finished: one a sequence, or one for all."""
+    returns = _first(engine_inputs, "num_return_sequences") or 1
+    return len(engine_inputs["input_ids"]) * returns if streaming else 1
 
 
 def _first(outputs: dict[str, np.ndarray], name: str) -> int:

@@ -33,9 +33,7 @@ class Admission(Generic[Ticket]):
         static: let nobody into a batch that runs: the next one starts when the last sequence has left.
     """
 
-    def __init__(
-        self, max_sequences: int, cache_blocks: int, guarantee: bool, static: bool = False
-    ) -> None:
+    def __init__(self, max_sequences: int, cache_blocks: int, guarantee: bool, static: bool = False) -> None:
         self._max_sequences = max_sequences
         self._cache_blocks = cache_blocks
         self._guarantee = guarantee

@@ -60,11 +60,13 @@ class Engine:
         self._running: dict[int, Running] = {}
         # Ended early: the pipeline frees their cache in the next step, and only then is there room.
         self._leaving: list[int] = []
+        self._parting: list[Chunk] = []  # their last chunks, to be sent
 
     def run(self) -> None:
         """Serve until the other side hangs up."""
         while self._take_commands():
             report = Report()
+            report.chunks, self._parting = self._parting, []
             self._start_admitted(report)
             if self._running or self._leaving:
                 leaving, self._leaving = self._leaving, []
@@ -90,10 +92,17 @@ class Engine:
         if isinstance(command, Add):
             sequence = command.sequence
             self._admission.join(command.key, len(sequence.prompt), sequence.max_tokens, command)
-        elif command.key in self._running:
-            self._abandon(self._running[command.key])
+            return
+        running = self._running.get(command.key)
+        if running is not None:
+            self._abandon(running)
+            chunk = _finished(running, "cancelled")
+        elif self._admission.leave(command.key) is not None:
+            chunk = Chunk(command.key, [], [], "", finish="cancelled")
         else:
-            self._admission.leave(command.key)
+            return  # it has ended by itself
+        if command.report:
+            self._parting.append(chunk)
 
     def _abandon(self, running: Running) -> None:
         running.handle.cancel()

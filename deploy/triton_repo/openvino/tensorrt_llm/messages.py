@@ -55,9 +55,10 @@ class Add:
 
 @dataclass(frozen=True)
 class Stop:
-    """Forget a sequence and free what it holds. Nothing more is reported about it."""
+    """End a sequence and free what it holds."""
 
     key: int
+    report: bool  # whether a last chunk, with finish `cancelled`, is wanted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Chunk:
     tokens: list[int]
     log_probs: list[float]
     text: str
-    finish: str | None = None  # stop | length, with the last chunk
+    finish: str | None = None  # stop | length | cancelled, with the last chunk
     error: str | None = None  # instead of anything else
     first_token_ns: int = 0  # with the last chunk: when the first token was there
 

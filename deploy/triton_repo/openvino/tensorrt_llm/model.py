@@ -205,18 +205,25 @@ class TritonPythonModel:
 
     def _cancel(self, job: Job, why: str) -> None:
         for key in job.keys:
-            self._engine.send(Stop(key))
+            self._engine.send(Stop(key, report=False))
         self._end(job, why, pb_utils.TritonError.CANCELLED)
 
     def _stop_by_id(self, request_id: str) -> None:
+        """Have a request end with what it has, as if it had come to its end."""
         for job in self._jobs():
             if request_id and job.request_id == request_id:
-                self._cancel(job, "stopped by a stop request")
+                for key in job.keys:
+                    self._engine.send(Stop(key, report=True))
 
     def _end(self, job: Job, why: str, code: int) -> None:
         """Close a job with an error. Afterwards its sender must not be touched."""
         self._forget(job.keys)
-        _send_error(job.sender, why, code)
+        if self._decoupled:
+            # A flag of its own for the end: Triton 2.51 keeps errors that follow responses from scripts (BLS).
+            _send_error(job.sender, why, code, 0)
+            job.sender.send(flags=FINAL)
+        else:
+            _send_error(job.sender, why, code)
 
     def _forget(self, keys: list[int]) -> None:
         with self._lock:
@@ -309,5 +316,5 @@ class _Parameters:
         )
 
 
-def _send_error(sender: object, message: str, code: int) -> None:
-    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), FINAL)
+def _send_error(sender: object, message: str, code: int, flags: int = FINAL) -> None:
+    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), flags)
