@@ -23,8 +23,8 @@ BENCHMARKS = ("cli", "quantize_memory", "ir_memory", "serving", "batching")
 INTRODUCTION = """\
 # Benchmarks
 
-Every figure is measured beside its peer or its limit in the same run, on the machine that the conditions name; it is
-not a promise for another one. This page is written by the command that measures:
+Every figure is measured beside its peer or its limit in the same run, on the machine that the conditions
+name; it is not a promise for another one. This page is written by the command that measures:
 
 ```text
 make bench

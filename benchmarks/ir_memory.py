@@ -1,76 +1,57 @@
-"""Peak memory of writing an OpenVINO IR, against the size of the checkpoint: it should not depend on it.
+"""Peak memory of writing an OpenVINO IR against the size of the checkpoint: it should not depend on it.
 
-Makes a random Llama, plain bf16 or with random int4 codes, in two depths; writes the IR of each in a process
-of its own, and prints by how much the largest resident set (VmHWM) exceeds what the imports alone take.
-
-    python -m benchmarks.ir_memory [--layers 6 24] [--hidden 1024] [--json FILE]
+python -m benchmarks.ir_memory MODEL OUT     write the IR in this process, print how its memory grew
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import conditions
 from benchmarks.model import random_llama
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, nargs="+", default=(6, 24), metavar="N")
-    parser.add_argument("--hidden", type=int, default=1024, help="hidden size, a multiple of 128")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.child:
-        print(json.dumps(_build(*options.child)))
-        return 0
-
-    rows = [_measure(layers, options.hidden, int4) for layers in options.layers for int4 in (False, True)]
-    print(f"{'weights':>8} {'layers':>6} {'checkpoint MB':>13} {'IR MB':>7} {'peak MB':>8} {'seconds':>8}")
-    for row in rows:
-        print(
-            f"{row['weights']:>8} {row['layers']:>6} {row['checkpoint_mb']:>13.1f} {row['ir_mb']:>7.1f} "
-            f"{row['peak_mb']:>8.1f} {row['seconds']:>8.2f}"
-        )
-    if options.json:
-        result = {"name": "ir_memory", "conditions": conditions() | {"hidden_size": options.hidden}}
-        options.json.write_text(json.dumps(result | {"rows": rows}, indent=2) + "\n")
-    return 0
+LAYERS, HIDDEN = (6, 24), 1024
 
 
-def _measure(layers: int, hidden: int, int4: bool) -> dict[str, Any]:
+def run() -> dict[str, Any]:
+    """Write the IR of random models, plain and int4, shallow and deep, each in a process of its own."""
+    return {
+        "model": f"random Llama, hidden {HIDDEN}, {HIDDEN // 64} heads, MLP {HIDDEN * 11 // 4}, vocabulary 4096",
+        "figure": "growth of the resident set (VmHWM) beyond what the imports take",
+        "rows": [_measure(layers, int4) for layers in LAYERS for int4 in (False, True)],
+    }
+
+
+def _measure(layers: int, int4: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         model, ir = Path(name) / "model", Path(name) / "ir"
-        heads = hidden // 64
+        heads = HIDDEN // 64
         random_llama(
             model,
-            hidden=hidden,
+            hidden=HIDDEN,
             layers=layers,
             heads=heads,
             kv_heads=heads // 4,
-            intermediate=hidden * 11 // 4,
+            intermediate=HIDDEN * 11 // 4,
         )
         if int4:
             _replace_linears_by_codes(model)
-        command = [sys.executable, "-m", "benchmarks.ir_memory", "--child", str(model), str(ir)]
+        command = [sys.executable, "-m", "benchmarks.ir_memory", str(model), str(ir)]
         child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        grown, seconds = json.loads(child.stdout)
         size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         return {
             "weights": "int4" if int4 else "bf16",
             "layers": layers,
-            "checkpoint_mb": size / 1e6,
-            "ir_mb": (ir / "openvino_model.bin").stat().st_size / 1e6,
-            **json.loads(child.stdout),
+            "checkpoint, MB": round(size / 1e6, 1),
+            "IR, MB": round((ir / "openvino_model.bin").stat().st_size / 1e6, 1),
+            "growth, MB": round(grown / 1e6, 1),
+            "seconds": round(seconds, 2),
         }
 
 
@@ -92,20 +73,19 @@ def _replace_linears_by_codes(model: Path) -> None:
     index_file.write_text(json.dumps(index))
 
 
-def _build(model: Path, ir: Path) -> dict[str, float]:
-    """Write the IR, in this process; the growth of its peak resident memory and the seconds it took."""
+def _build(model: Path, ir: Path) -> tuple[int, float]:
+    """Bytes by which this process's peak resident memory grew, and the seconds it took."""
     import toolchain.engine.openvino.weights  # noqa: F401 -- OpenVINO itself is not to be counted
     from toolchain.engine.openvino import build_ir
 
-    before, started = _status_mb("VmRSS"), time.perf_counter()
+    before, started = _status("VmRSS"), time.perf_counter()
     build_ir(model, ir)
-    seconds = time.perf_counter() - started
-    return {"peak_mb": _status_mb("VmHWM") - before, "seconds": seconds}
+    return _status("VmHWM") - before, time.perf_counter() - started
 
 
-def _status_mb(field: str) -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+def _status(field: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(_build(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -45,7 +45,7 @@ def run() -> dict[str, Any]:
                 }
             )
     return {
-        "model": f"random Llama, hidden {HIDDEN}, {HIDDEN // 64} heads, MLP {3 * HIDDEN}, vocabulary 4096, bf16",
+        "model": f"random bf16 Llama, hidden {HIDDEN}, {HIDDEN // 64} heads, MLP {3 * HIDDEN}",
         "load": f"AWQ, {SAMPLES} x {SEQ_LEN} calibration tokens; the highest VmHWM of {ROUNDS} runs",
         "rows": rows,
         "ratio (goal: within 5 % of 1)": round(rows[1]["peak RSS, MB"] / rows[0]["peak RSS, MB"], 3),

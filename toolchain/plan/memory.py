@@ -26,8 +26,8 @@ KV_DTYPE_BYTES: dict[str, Callable[[int], float]] = {
     "u8": lambda head_dim: head_dim * 40 / 32 + head_dim + 8,
 }
 
-UNQUANTIZED_FACTOR = 3
-"""Resident over stored bytes of an unquantized 16-bit matrix in OpenVINO's CPU plugin (2026.4)."""
+INT4_F32_LAYOUTS = 2.5
+"""Private over stored bytes of int4 codes and scales in f32 execution (OpenVINO 2026.4, measured)."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,33 @@ def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeli
     return int(per_layer * layers + ends / tensor)
 
 
-def openvino_resident_bytes(spec: ModelSpec, weights: WeightBytes, method: str) -> int:
-    """Memory that the weights take in OpenVINO's CPU plugin, which is not what they take on disk.
+def openvino_private_bytes(
+    spec: ModelSpec, weights: WeightBytes, *, quantized: bool, precision: str, bf16_cpu: bool
+) -> int:
+    """Private memory of the weights in OpenVINO's CPU plugin, which is not what they take on disk.
 
-    Quantized codes and scales, norms and the embedding table stay as stored. A bf16 or f16 matrix does not:
-    the plugin folds it to f32 and repacks that for its kernels, which comes to three times its size.
+    The plugin packs plain matrices for its kernels: as bf16 in `fast` on a CPU that has it, else as f32. Int4
+    codes stay int4; in f32 execution it keeps them in several layouts. The embedding and the originals are
+    read from the mapped file, whose pages the kernel drops when it needs to.
+
+    Args:
+        spec: the model.
+        weights: its stored bytes.
+        quantized: whether the linears of the layers are int4.
+        precision: engine.precision.
+        bf16_cpu: whether the CPU executes bf16.
     """
-    head = weights.head or weights.embedding  # a tied table is a matrix a second time
-    plain = head + (weights.layer_linears if method == "none" else 0)
-    factor = 1 if spec.dtype == "float32" else UNQUANTIZED_FACTOR
-    return (
-        weights.embedding + plain * factor + weights.layer_other + weights.layer_linears * (method != "none")
-    )
+    bf16 = precision == "fast" and bf16_cpu
+    linears = 0 if quantized else _linear_count(spec)
+    head = spec.vocab_size * spec.hidden_size  # a tied table is a matrix too
+    plain = (linears + head) * (2 if bf16 else 4)
+    packed = weights.layer_linears if quantized else 0
+    return plain + int(packed * (1 if bf16 else INT4_F32_LAYOUTS))
+
+
+def _linear_count(spec: ModelSpec) -> int:
+    """Elements of the linears of all decoder layers."""
+    return spec.num_hidden_layers * sum(math.prod(shape) for shape in linear_shapes(spec).values())
 
 
 def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline: int = 1) -> float:

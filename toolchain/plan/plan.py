@@ -107,7 +107,13 @@ def make_plan(recipe: Recipe) -> Plan:
     stored = memory.weight_bytes(spec, quant.method, quant.group_size)
     rank_bytes = memory.rank_weight_bytes(spec, stored, tensor, pipeline)
     if on_cpu:
-        rank_bytes = memory.openvino_resident_bytes(spec, stored, quant.method)
+        rank_bytes = memory.openvino_private_bytes(
+            spec,
+            stored,
+            quantized=quant.method != "none",
+            precision=engine.precision,
+            bf16_cpu=_cpu_executes_bf16(),
+        )
     kv_dtype = _kv_dtype(recipe, spec)
     kv_per_token = memory.kv_bytes_per_token(spec, kv_dtype, tensor, pipeline)
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
@@ -220,6 +226,12 @@ def host_memory() -> int:
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         return min(total, int(text))
     return total
+
+
+def _cpu_executes_bf16() -> bool:
+    """Whether OpenVINO's `fast` computes in bf16 on this CPU."""
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def _activation_bytes(recipe: Recipe, spec: ModelSpec) -> int:
