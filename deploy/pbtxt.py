@@ -88,7 +88,8 @@ def _base(
         entry.allow_ragged_batch = tensor.ragged
     for tensor in outputs:
         _describe(config.output.add(), tensor)
-    config.model_transaction_policy.decoupled = decoupled
+    if decoupled:
+        config.model_transaction_policy.decoupled = True
     return config
 
 

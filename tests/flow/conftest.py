@@ -1,9 +1,9 @@
-"""A tiny random Llama with a byte-level tokenizer, as checkpoint and as engine, for tests with a real server."""
+"""A tiny random Llama with a byte-level tokenizer, as checkpoint and as engine, for a real server."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ class TinyModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModel]:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Two layers, 128 wide, about 600 tokens; f32 weights that make greedy choices unambiguous."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("openvino_genai")
@@ -71,7 +71,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModel]:
     reference.save_pretrained(checkpoint_dir)
     engine_dir = tmp_path_factory.mktemp("engine")
     build_ir(checkpoint_dir, engine_dir)
-    yield TinyModel(checkpoint_dir, engine_dir, tokenizer, reference, end_id, config.vocab_size)
+    return TinyModel(checkpoint_dir, engine_dir, tokenizer, reference, end_id, config.vocab_size)
 
 
 def _write_tokenizer(directory: Path) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -145,7 +146,7 @@ class Service:
 
 @contextlib.contextmanager
 def serve(repository: Path) -> Iterator[Service]:
-    with TritonServer.start(repository, exit_timeout_s=20) as server:
+    with TritonServer.start(repository, exit_timeout_s=8) as server:
         yield Service(server)
 
 
@@ -205,6 +206,7 @@ def test_input_in_output(service: Service, tiny_model: Any) -> None:
 
 
 NAN = float("nan")
+MANY_STOP_WORDS = np.tile(np.arange(1, 10_001, dtype=np.int32), (1, 2, 1))
 BAD = [
     ({"request_output_len": 0}, "must be 1 or more"),
     ({"request_output_len": -3}, "must be 1 or more"),
@@ -224,13 +226,13 @@ BAD = [
     ({"input_lengths": 0}, "the prompt is empty"),
     ({"input_ids": [1, 1_000_000, 2]}, "input_ids is 1000000: the vocabulary has tokens 0 to"),
     ({"input_ids": [1, -1, 2]}, "input_ids is -1"),
-    ({"stop_words_list": np.tile(np.arange(1, 10_001, dtype=np.int32), (1, 2, 1))}, "10000 stop words in 10000"),
+    ({"stop_words_list": MANY_STOP_WORDS}, "10000 stop words in 10000"),
     ({"bad_words_list": np.ones((1, 2, 1), np.int32)}, "this engine does not support bad words"),
     ({"embedding_bias": np.ones((1, 600), np.float32)}, "this engine does not support embedding bias"),
     ({"draft_input_ids": [5]}, "this engine does not support draft tokens"),
     ({"lora_task_id": np.zeros((1, 1), np.uint64)}, "this engine does not support LoRA adapters"),
     ({"guided_decoding_guide": "{"}, "this engine does not support guided decoding"),
-    ({"prompt_embedding_table": np.ones((1, 1, 8), np.float16)}, "this engine does not support prompt tables"),
+    ({"prompt_embedding_table": np.ones((1, 1, 8), np.float16)}, "does not support prompt tables"),
 ]  # fmt: skip
 
 
@@ -238,20 +240,16 @@ def test_bad_requests_get_errors_and_do_not_disturb_the_others(service: Service,
     prompt = prompts_of(tiny_model)[1]
     good = [service.call(prompt, 120, streaming=True, end_id=-1) for _ in range(2)]
     bad = [service.call(**({"prompt": [1, 2, 3], "max_tokens": 4} | values)) for values, _ in BAD]
-    for call, (values, message) in zip(bad, BAD, strict=True):
+    for call, (_, message) in zip(bad, BAD, strict=True):
         reply = call.wait()
         assert reply.responses == []
-        pytest.raises(ValueError, _raise, reply.error).match(message)
+        assert re.search(message, str(reply.error))
     first, second = (call.wait() for call in good)
     assert first.error is None
     assert len(first.tokens()) == 120
     assert first.tokens() == second.tokens()
     expected = tiny_model.greedy(prompt, 40)
     assert first.tokens()[: len(expected)] == expected
-
-
-def _raise(message: str | None) -> None:
-    raise ValueError(message)
 
 
 @pytest.mark.parametrize(
@@ -435,6 +433,7 @@ def test_a_full_queue_refuses_at_once_and_serves_the_rest(service: Service, tiny
     assert status in (400, 503)
     assert "the queue is full" in answer
     service.ask(prompt, 1, request_id="head", stop=True)
+    assert running.wait().finish_reason == "cancelled"
     replies = [call.wait() for call in calls]
     refused = [reply for reply in replies if reply.error is not None]
     assert 40 - 24 - BATCH <= len(refused) <= 40 - 24

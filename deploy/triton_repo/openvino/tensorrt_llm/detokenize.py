@@ -97,11 +97,12 @@ class _ByteStream:
 
 
 class _WindowStream:
-    """Any other decoder: decode the last few tokens with and without the new one.
+    """Any other decoder: decode the last piece of text with and without the new token.
 
-    The window starts in the prompt, so that the space before the first word is not lost. While the
-    text ends in a replacement character the next token may complete it: wait, but no longer than a
-    UTF-8 character has bytes, beyond which the bytes are broken for good.
+    A window over whole pieces never begins inside a character, and gives the new token a neighbour, so
+    that the space before its word is not lost; the first neighbours are the end of the prompt. While the
+    text ends in a replacement character the next token may complete it: wait, but no longer than a few
+    tokens, beyond which the bytes are broken for good.
     """
 
     _CONTEXT = 6
@@ -111,23 +112,25 @@ class _WindowStream:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._window = prompt[-self._CONTEXT :]
+        while self._decode(self._window).startswith(REPLACEMENT):
+            del self._window[0]
         self._read = len(self._window)  # tokens of the window whose text is out
 
     def push(self, token: int) -> str:
         self._window.append(token)
         text = self._new_text()
-        if text.endswith(REPLACEMENT) and len(self._window) - self._read < self._LONGEST_WAIT:
+        waited = len(self._window) - self._read
+        if not text or (text.endswith(REPLACEMENT) and waited < self._LONGEST_WAIT):
             return ""
-        self._advance()
+        del self._window[: self._read]
+        self._read = len(self._window)
         return text
 
     def finish(self) -> str:
         return self._new_text()
 
     def _new_text(self) -> str:
-        known = self._tokenizer.decode(self._window[: self._read], skip_special_tokens=self._skip)
-        return self._tokenizer.decode(self._window, skip_special_tokens=self._skip)[len(known) :]
+        return self._decode(self._window)[len(self._decode(self._window[: self._read])) :]
 
-    def _advance(self) -> None:
-        self._window = self._window[-max(self._CONTEXT, len(self._window) - self._read) :]
-        self._read = len(self._window)
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip)

@@ -56,22 +56,28 @@ class EngineProcess:
     def reports(self, timeout: float | None) -> list[Report]:
         """All reports that have arrived, after waiting up to `timeout` seconds (None: any time) for one."""
         reports: list[Report] = []
-        while self._connection.poll(0 if reports else timeout):
+        while self._has_message(0 if reports else timeout):
             message = self._receive()
             assert isinstance(message, Report)
             reports.append(message)
         return reports
 
     def close(self, patience: float = 10.0) -> None:
-        """Hang up and wait for the process to end; kill it when it does not."""
+        """Hang up and wait for the process to end; kill it when it does not. Its end wakes the reader."""
         self._outbox.put(None)
         self._writer.join(patience)
-        self._connection.close()
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._connection.close()
+
+    def _has_message(self, timeout: float | None) -> bool:
+        try:
+            return self._connection.poll(timeout)
+        except OSError:  # closed, by us
+            raise EngineDiedError("the engine was ended") from None
 
     def _receive(self) -> object:
         try:

@@ -93,15 +93,10 @@ class TritonPythonModel:
                 _send_error(sender, str(problem), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
-        """Let the requests under way end, then the engine.
-
-        Triton does not count requests whose `execute` has returned and calls this while they run; its
-        exit timeout bounds how long it waits here.
-        """
-        while self._jobs() and self._responder.is_alive():
-            time.sleep(0.02)
+        """End the engine. Triton calls this when no request is under way."""
         self._closing = True
         self._engine.close()
+        self._responder.join()
 
     def _take(self, request: object, sender: object) -> None:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -138,10 +133,12 @@ class TritonPythonModel:
 
     def _respond(self) -> None:
         """The responder thread: reports in, responses out, until the model is unloaded."""
-        deaths = 0
-        ready_at = time.monotonic()
+        deaths, ready_at = 0, time.monotonic()
         while not self._closing:
             try:
+                if self._down is not None:
+                    self._revive()
+                    ready_at = time.monotonic()
                 self._serve()
             except EngineDiedError as death:
                 if self._closing:
@@ -151,8 +148,6 @@ class TritonPythonModel:
                 if deaths > RESTARTS:
                     self._down = f"the engine keeps failing: {death}; reload the model"
                     return
-                self._revive()
-                ready_at = time.monotonic()
 
     def _serve(self) -> None:
         checked = time.monotonic()
@@ -219,7 +214,7 @@ class TritonPythonModel:
         """Close a job with an error. Afterwards its sender must not be touched."""
         self._forget(job.keys)
         if self._decoupled:
-            # A flag of its own for the end: Triton 2.51 keeps errors that follow responses from scripts (BLS).
+            # A flag of its own for the end: Triton 2.51 keeps from scripts (BLS) errors after responses.
             _send_error(job.sender, why, code, 0)
             job.sender.send(flags=FINAL)
         else:
