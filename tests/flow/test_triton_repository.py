@@ -471,13 +471,13 @@ def test_a_killed_engine_ends_its_requests_and_comes_back(
     repository = render(max_batch_size=8, accumulate_tokens=True)
     prompt = prompts_of(tiny_model)[1]
     with serve(repository) as service:
-        calls = [service.call(prompt, 3000, streaming=index % 2 == 0, end_id=-1) for index in range(6)]
         accumulated = service.say("import os", 10, "tensorrt_llm_bls", stream=True)
         texts = [response["text_output"].flat[0].decode() for response in accumulated.responses]
         expected = tiny_model.greedy(tiny_model.tokenizer.encode("import os").ids, 10)
         assert texts[-1] == tiny_model.tokenizer.decode(expected)
         assert [len(text) for text in texts] == sorted(len(text) for text in texts)
 
+        calls = [service.call(prompt, 3000, streaming=index % 2 == 0, end_id=-1) for index in range(6)]
         script = {"text_input": "def", "max_tokens": 3000, "stream": True, "end_id": -1}
         calls.append(Call(service.server.endpoints.grpc, "tensorrt_llm_bls", **script))
         assert calls[0].started.wait(PATIENCE_S)
