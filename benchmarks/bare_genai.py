@@ -2,9 +2,9 @@
 
     python -m benchmarks.bare_genai REPOSITORY
 
-Reads one round a line from stdin, `{"concurrency": c, "prompts": [[token, ...], ...], "tokens": n}`, runs it
-with `c` requests at a time, and answers with one line, `{"seconds": s, "ttft": [...], "tokens": total}`.
-The pipeline has the settings of the repository's `tensorrt_llm` model.
+Reads one round a line from stdin, `{"prompts": [[token, ...], ...], "tokens": [n, ...]}` with either
+`"concurrency": c` (closed loop) or `"arrivals": [seconds, ...]` (open loop), runs it, and answers with one line,
+`{"seconds": s, "ttft": [...], "tokens": total}`. The pipeline has the settings of the repository's model.
 """
 
 from __future__ import annotations
@@ -40,43 +40,46 @@ def main() -> None:
     scheduler.max_num_batched_tokens = int(parameters["max_num_tokens"])
     scheduler.dynamic_split_fuse = parameters["enable_chunked_context"] == "true"
     scheduler.enable_prefix_caching = parameters["enable_kv_cache_reuse"] == "true"
+    properties = json.loads(parameters["plugin_properties"])
     pipeline = genai.ContinuousBatchingPipeline(
-        repository / parameters["gpt_model_path"],
-        scheduler,
-        "CPU",
-        json.loads(parameters["plugin_properties"]),
+        repository / parameters["gpt_model_path"], scheduler, "CPU", properties
     )
     print("ready", flush=True)
-    key = 0
+    keys = iter(range(1 << 62))
     for line in sys.stdin:
-        result = _round(pipeline, json.loads(line), key)
-        key += len(result["ttft"])
-        print(json.dumps(result), flush=True)
+        print(json.dumps(_round(pipeline, json.loads(line), keys)), flush=True)
 
 
-def _round(pipeline: Any, order: dict[str, Any], key: int) -> dict[str, Any]:
-    config = genai.GenerationConfig()
-    config.max_new_tokens = config.min_new_tokens = order["tokens"]
-    waiting = list(order["prompts"])[::-1]
+def _round(pipeline: Any, order: dict[str, Any], keys: Any) -> dict[str, Any]:
+    waiting = list(zip(order["prompts"], order["tokens"], strict=True))[::-1]
+    arrivals = order.get("arrivals", [0.0] * len(waiting))[::-1]
+    concurrency = order.get("concurrency", len(waiting))
     running: list[tuple[Any, float, list[int]]] = []
     ttft: list[float] = []
     tokens = 0
     started = time.perf_counter()
     while waiting or running:
-        while waiting and len(running) < order["concurrency"]:
-            prompt = ov.Tensor(np.asarray([waiting.pop()], dtype=np.int64))
-            running.append((pipeline.add_request(key, prompt, config), time.perf_counter(), []))
-            key += 1
+        while waiting and len(running) < concurrency and time.perf_counter() >= started + arrivals[-1]:
+            ids, length = waiting.pop()
+            arrival = arrivals.pop()
+            due = started + arrival if "arrivals" in order else time.perf_counter()
+            config = genai.GenerationConfig()
+            config.max_new_tokens = config.min_new_tokens = length
+            handle = pipeline.add_request(next(keys), ov.Tensor(np.asarray([ids], dtype=np.int64)), config)
+            running.append((handle, due, []))
+        if not running:
+            time.sleep(max(0.0, started + arrivals[-1] - time.perf_counter()))
+            continue
         pipeline.step()
         still = []
-        for handle, sent, got in running:
+        for handle, due, got in running:
             while handle.can_read():
                 for output in handle.read().values():
                     if not got:
-                        ttft.append(time.perf_counter() - sent)
+                        ttft.append(time.perf_counter() - due)
                     got += output.generated_ids
             if handle.get_status() == genai.GenerationStatus.RUNNING:
-                still.append((handle, sent, got))
+                still.append((handle, due, got))
             else:
                 tokens += len(got)
         running = still

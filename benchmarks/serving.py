@@ -1,60 +1,114 @@
-"""Tokens through Triton's gRPC streaming over the same requests through the bare GenAI pipeline."""
+"""Triton's gRPC streaming against the bare GenAI pipeline: the same requests, the same engine settings."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import percentile
+from benchmarks.load import Load, closed_loop, open_loop
 from benchmarks.workbench import MODEL, prompts, repository
-from deploy.client import Client, Summary
 from deploy.server import TritonServer
 
-PROMPT, ANSWER, ROUNDS = 64, 64, 5
-REQUESTS = {1: 4, 8: 24, 32: 64}  # concurrency -> requests of a round
+PROMPT, SHORTEST, LONGEST, ROUNDS = 64, 32, 96, 5
+REQUESTS = {1: 6, 8: 32, 32: 96}  # concurrency -> requests of a round
+PROBES = 12
+
+Order = dict[str, Any]
+Outcome = tuple[float, list[float], int]  # seconds, times to first token, tokens
 
 
-def run(stream_interval: int = 1) -> dict[str, Any]:
-    """Alternate rounds of the two, each with its own prompts; the ratio is of the medians."""
-    path = repository("serving", f"engine.stream_interval={stream_interval}")
-    rows = []
-    with Bare(path) as bare, TritonServer.start(path) as server, Client(server.endpoints.grpc) as client:
-        for concurrency, count in REQUESTS.items():
-            speeds: dict[str, list[float]] = {"bare": [], "triton": []}
-            firsts: dict[str, list[float]] = {"bare": [], "triton": []}
-            for number in range(ROUNDS + 1):
-                asked = prompts(count, PROMPT, seed=1000 * concurrency + number)
-                for name, one in (("bare", bare.round), ("triton", lambda c, p: triton(client, c, p))):
-                    seconds, ttft, tokens = one(concurrency, asked)
-                    assert tokens == count * ANSWER
-                    if number:  # the first round warms up
-                        speeds[name].append(tokens / seconds)
-                        firsts[name].append(1e3 * percentile(ttft, 50))
-            medians = {name: statistics.median(values) for name, values in speeds.items()}
-            ttfts = {name: statistics.median(values) for name, values in firsts.items()}
-            rows.append(
-                {
-                    "concurrency": concurrency,
-                    "bare, tokens/s": round(medians["bare"], 1),
-                    "Triton, tokens/s": round(medians["triton"], 1),
-                    "ratio (goal: 0.95)": round(medians["triton"] / medians["bare"], 3),
-                    "bare TTFT p50, ms": round(ttfts["bare"], 1),
-                    "Triton TTFT p50, ms": round(ttfts["triton"], 1),
-                    "more, ms (goal: 10)": round(ttfts["triton"] - ttfts["bare"], 1),
-                }
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
+def run(stream_interval: int | None = None) -> dict[str, Any]:
+    """Throughput in a closed loop; time to first token of probes that join a running batch at random times."""
+    path = repository("serving", f"engine.stream_interval={stream_interval or 'null'}")
+    with Bare(path) as bare, TritonServer.start(path) as server:
+        rows = asyncio.run(_measure(bare, server.endpoints.grpc))
     return {
         "model": MODEL,
-        "load": f"closed loop, prompts of {PROMPT} tokens, answers of {ANSWER}; {ROUNDS} rounds, alternating",
-        "stream_interval": stream_interval,
+        "throughput": f"closed loop, prompts of {PROMPT} tokens, answers of {SHORTEST} to {LONGEST}; medians of "
+        f"{ROUNDS} rounds, the two alternating; the load generator runs on the same cores",
+        "time to first token": f"of {PROBES} requests a round that arrive at random times, one at a time, while "
+        "all but one of the streams run; median",
+        "stream_interval": stream_interval or "by load",
         "rows": rows,
+    }
+
+
+async def _measure(bare: Bare, address: str) -> list[dict[str, Any]]:
+    load = Load(address)
+
+    async def triton(order: Order) -> Outcome:
+        requests = [load.request(text, n) for text, n in zip(order["texts"], order["tokens"], strict=True)]
+        if "arrivals" in order:
+            seconds, answers = await open_loop(load, requests, order["arrivals"])
+        else:
+            seconds, answers = await closed_loop(load, order["concurrency"], requests)
+        return seconds, [a.ttft for a in answers], sum(a.tokens for a in answers)
+
+    async def alone(order: Order) -> Outcome:
+        return await asyncio.to_thread(bare.round, order)
+
+    rows = []
+    for concurrency, count in REQUESTS.items():
+        speeds: dict[str, list[float]] = {"bare": [], "triton": []}
+        firsts: dict[str, list[float]] = {"bare": [], "triton": []}
+        for number in range(ROUNDS + 1):
+            seed = 1000 * concurrency + number
+            throughput, latency = _closed(concurrency, count, seed), _probes(concurrency, seed)
+            for name, one in (("bare", alone), ("triton", triton)):
+                seconds, _, tokens = await one(throughput)
+                assert tokens == sum(throughput["tokens"])
+                _, ttft, _ = await one(latency)
+                if number:  # the first round warms up
+                    speeds[name].append(tokens / seconds)
+                    firsts[name] += ttft[concurrency - 1 :]
+        speed = {name: statistics.median(values) for name, values in speeds.items()}
+        first = {name: 1e3 * percentile(values, 50) for name, values in firsts.items()}
+        rows.append(
+            {
+                "concurrency": concurrency,
+                "bare, tokens/s": round(speed["bare"], 1),
+                "Triton, tokens/s": round(speed["triton"], 1),
+                "ratio (goal: 0.95)": round(speed["triton"] / speed["bare"], 3),
+                "bare TTFT, ms": round(first["bare"], 1),
+                "Triton TTFT, ms": round(first["triton"], 1),
+                "more, ms (goal: 10 at most)": round(first["triton"] - first["bare"], 1),
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    await load.close()
+    return rows
+
+
+def _closed(concurrency: int, count: int, seed: int) -> Order:
+    draw = random.Random(seed)
+    asked = prompts(count, PROMPT, seed)
+    return {
+        "concurrency": concurrency,
+        "texts": [text for text, _ in asked],
+        "prompts": [ids for _, ids in asked],
+        "tokens": [draw.randint(SHORTEST, LONGEST) for _ in asked],
+    }
+
+
+def _probes(concurrency: int, seed: int) -> Order:
+    """All but one stream from the start, long enough to outlive the probes that follow one by one."""
+    draw = random.Random(seed)
+    asked = prompts(concurrency - 1 + PROBES, PROMPT, seed + 500)
+    step = 0.008 + 0.001 * concurrency  # seconds of a decoding step, roughly, for the length of the streams
+    gaps = [draw.uniform(12, 24) * step for _ in range(PROBES)]
+    at = [1.0 + sum(gaps[: i + 1]) for i in range(PROBES)]
+    return {
+        "arrivals": [0.0] * (concurrency - 1) + at,
+        "texts": [text for text, _ in asked],
+        "prompts": [ids for _, ids in asked],
+        "tokens": [300] * (concurrency - 1) + [4] * PROBES,
     }
 
 
@@ -76,11 +130,11 @@ class Bare:
         self._process.stdin.close()
         self._process.wait()
 
-    def round(self, concurrency: int, asked: list[tuple[str, list[int]]]) -> tuple[float, list[float], int]:
-        """Seconds, time to first token of each request, tokens."""
-        order = {"concurrency": concurrency, "prompts": [ids for _, ids in asked], "tokens": ANSWER}
+    def round(self, order: Order) -> Outcome:
+        """Run one order."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(order) + "\n")
+        sent = {key: value for key, value in order.items() if key != "texts"}
+        self._process.stdin.write(json.dumps(sent) + "\n")
         answer = json.loads(self._read())
         return answer["seconds"], answer["ttft"], answer["tokens"]
 
@@ -89,31 +143,5 @@ class Bare:
         return self._process.stdout.readline().strip()
 
 
-def triton(
-    client: Client, concurrency: int, asked: list[tuple[str, list[int]]]
-) -> tuple[float, list[float], int]:
-    """The same requests as text through the ensemble, `concurrency` of them at a time."""
-    waiting = [text for text, _ in asked][::-1]
-    summaries: list[Summary] = []
-
-    def one_after_another() -> None:
-        while True:
-            try:
-                text = waiting.pop()
-            except IndexError:
-                return
-            parts = client.generate(text, max_tokens=ANSWER, min_tokens=ANSWER)
-            summaries.append(next(part for part in parts if isinstance(part, Summary)))
-
-    threads = [threading.Thread(target=one_after_another) for _ in range(concurrency)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    return seconds, [s.ttft_s for s in summaries], sum(s.tokens for s in summaries)
-
-
 if __name__ == "__main__":
-    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else 1), indent=2))
+    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else None), indent=2))

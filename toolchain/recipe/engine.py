@@ -125,12 +125,11 @@ class Engine(Section):
         description="Compute long prompts in pieces of max_num_tokens between the steps of other requests"
         " (enable_chunked_context).",
     )
-    stream_interval: int = Field(
-        default=1,
-        ge=1,
-        le=1024,
+    stream_interval: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
         description="Tokens per streamed response. Raise it when the server spends its time on responses "
-        "instead of tokens.",
+        "instead of tokens. null: 1 on a GPU; on openvino 1 for up to 6 running requests, then as many more as "
+        "keep a step to about 6 responses.",
     )
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="openvino only: CPU threads of the engine. null: all physical cores."
