@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from deploy.find import find_triton, prepare
+from toolchain.errors import LlmbuildError
 
 ROOT = Path(__file__).absolute().parents[1]
 ARTIFACT = "artifacts/demo-int4"
@@ -23,6 +25,7 @@ PROMPTS = (
 def main() -> int:
     """Run the demo; the exit code is that of the first command that failed."""
     os.chdir(ROOT)
+    prepare(find_triton())  # what is missing is better said before the build than after
     if code := run("build", "configs/demo-int4.yaml"):
         return code
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
@@ -42,7 +45,7 @@ def main() -> int:
             if code := run("generate", *prompt):
                 return code
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()
         server.wait()
     print("\nserve it yourself: llmbuild serve", ARTIFACT)
     return 0
@@ -60,4 +63,7 @@ def show(words: list[str] | tuple[str, ...], suffix: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except LlmbuildError as error:
+        sys.exit(str(error))

@@ -11,7 +11,7 @@ from toolchain.cli.common import JsonOption, emit, verb
 
 @verb
 def explain(
-    field: Annotated[str, typer.Argument(help="A field or section, e.g. engine.kv_cache.")],
+    field: Annotated[str, typer.Argument(help="A field or section; none lists the sections.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Explain a field of the recipe: type, default, range, what it does.

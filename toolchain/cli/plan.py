@@ -41,6 +41,10 @@ def _print(plan: Plan) -> None:
 
     spec = plan.spec
     heads = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} KV heads of {spec.head_dim}"
+    full = plan.max_batch_size * plan.max_seq_len
+    wanted = f"{plan.max_batch_size} sequences of {plan.max_seq_len}"
+    if plan.kv_tokens_wanted != full:
+        wanted = f"engine.kv_cache.max_tokens; {wanted} would be {full}"
     kv = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim
     rows = [
         ["model", f"{spec.architecture}, {plan.parameters / 1e9:.3g} B parameters"],
@@ -56,7 +60,7 @@ def _print(plan: Plan) -> None:
             f"(2 x {spec.num_hidden_layers} layers x {spec.num_key_value_heads} KV heads x {spec.head_dim}"
             f" = {kv} elements in all)",
         ],
-        ["", f"{plan.max_batch_size} x {plan.max_seq_len} tokens wanted: {plan.kv_tokens_wanted}"],
+        ["", f"{plan.kv_tokens_wanted} tokens wanted ({wanted})"],
     ]
     if plan.device_bytes is None:
         rows.append(["fits", f"unknown: {plan.device}"])
