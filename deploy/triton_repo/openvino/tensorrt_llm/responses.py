@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,7 +61,7 @@ class Answer:
             outputs["cum_log_probs"] = np.array([[self.cum_log_probs[index]]], dtype=np.float32)
         if chunk.finish is not None:
             outputs[FINISH_REASON] = np.array([[chunk.finish.encode()]], dtype=object)
-            outputs |= self._statistics([index], [chunk], time_ns)
+            outputs |= self._statistics([index], 1, [chunk], time_ns)
         return {name: tensor for name, tensor in outputs.items() if name in self.wanted}
 
     def whole(self, chunks: list[Chunk], time_ns: int) -> Outputs:
@@ -87,20 +87,20 @@ class Answer:
             sums = np.array([sum(row) for row in log_probs], dtype=np.float32)
             outputs["output_log_probs"] = _padded(log_probs, 0.0, np.float32).reshape(*shape, -1)
             outputs["cum_log_probs"] = sums.reshape(shape)
-        outputs |= self._statistics(range(0, len(chunks), request.returns), chunks, time_ns)
+        outputs |= self._statistics(range(0, len(chunks), request.returns), request.returns, chunks, time_ns)
         return {name: tensor for name, tensor in outputs.items() if name in self.wanted}
 
-    def _statistics(self, indices: Iterable[int], chunks: list[Chunk], time_ns: int) -> Outputs:
-        """What a request may ask to know at the end, one row for each of its responses' batch rows."""
-        rows = list(indices)
+    def _statistics(self, firsts: Sequence[int], each: int, chunks: list[Chunk], time_ns: int) -> Outputs:
+        """What a request may ask to know at the end: shapes [rows, 1].
+
+        Row r is about the `each` sequences from index `firsts[r]` on, which have their prompt in common.
+        """
         outputs: Outputs = {}
         if self.request.num_input_tokens:
-            prompts = [len(self.request.sequences[row].prompt) for row in rows]
+            prompts = [len(self.request.sequences[first].prompt) for first in firsts]
             outputs["num_input_tokens"] = np.array(prompts, dtype=np.int32)[:, None]
         if self.request.num_output_tokens:
-            counts = [
-                sum(self.counts[row : row + (self.request.returns if len(rows) > 1 else 1)]) for row in rows
-            ]
+            counts = [sum(self.counts[first : first + each]) for first in firsts]
             outputs["num_output_tokens"] = np.array(counts, dtype=np.int32)[:, None]
         if self.request.perf_metrics:
             known = {
@@ -109,7 +109,7 @@ class Answer:
                 "first_token_time_ns": min(chunk.first_token_ns for chunk in chunks),
                 "last_token_time_ns": time_ns,
             }
-            outputs |= {name: np.full((len(rows), 1), value, np.int64) for name, value in known.items()}
+            outputs |= {name: np.full((len(firsts), 1), value, np.int64) for name, value in known.items()}
         return outputs
 
 
