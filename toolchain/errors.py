@@ -167,3 +167,24 @@ def os_error(error: OSError, doing: str) -> StoreError:
         where=str(error.filename) if error.filename else None,
         fix=fixes.get(error.errno or 0),
     )
+
+
+def file_error(error: OSError, doing: str) -> UsageError:
+    """Turn an `OSError` met while `doing` something with a file that the user named into a `UsageError`."""
+    import errno
+
+    fixes = {
+        errno.ENOSPC: "free space, or name a file on another disk",
+        errno.EDQUOT: "free space within the quota, or name a file on another disk",
+        errno.ENOENT: "check the path, and that its directory exists",
+        errno.EEXIST: "name another one",
+        errno.EROFS: "name one that can be written",
+        errno.EACCES: "check the permissions, or name another one",
+        errno.EPERM: "check the permissions, or name another one",
+    }
+    name = str(error.filename or "")
+    return UsageError(
+        f"cannot {doing}: {error.strerror or error}",
+        where=(name if len(name) <= 200 else f"{name[:80]}...{name[-40:]}") or None,
+        fix=fixes.get(error.errno or 0, "check the path"),
+    )
