@@ -9,18 +9,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Running:
-    """A server that was announced: the process that started it, and its addresses (host:port)."""
+    """A server that was announced: the process that started it, and its addresses (host:port).
+
+    `started` is when that process began, in clock ticks since boot: a number alone may be another's by now.
+    """
 
     pid: int
+    started: int
     grpc: str
     http: str
 
@@ -29,26 +36,47 @@ def find_running(artifact: Path) -> Running | None:
     """The server of `artifact` that is up according to its announcement; None if there is none."""
     try:
         running = Running(**json.loads(_file(artifact).read_text()))
-        os.kill(running.pid, 0)
+        is_same = _start_time(running.pid) == running.started
     except (OSError, ValueError, TypeError):
         return None
-    return running
+    return running if is_same else None
 
 
 @contextlib.contextmanager
 def announced(artifact: Path, grpc: str, http: str) -> Iterator[None]:
-    """Announce this process as the server of `artifact` for as long as the block lasts."""
-    file = _file(artifact)
-    file.parent.mkdir(mode=0o700, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(Running(os.getpid(), grpc, http))))
-    temporary.replace(file)
+    """Announce this process as the server of `artifact` for as long as the block lasts.
+
+    A server is worth having even if nobody can be told of it: what goes wrong here is only logged.
+    """
+    try:
+        file = _announce(artifact, Running(os.getpid(), _start_time(os.getpid()), grpc, http))
+    except OSError as error:
+        _log.warning("`llmbuild generate %s` will not find this server: %s", artifact, error)
+        yield
+        return
     try:
         yield
     finally:
         mine = find_running(artifact)
         if mine is not None and mine.pid == os.getpid():
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+def _announce(artifact: Path, running: Running) -> Path:
+    file = _file(artifact)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(running)))
+    temporary.replace(file)
+    return file
+
+
+def _start_time(pid: int) -> int:
+    """When a process began, in clock ticks since boot. Raises OSError if there is no such process."""
+    status = Path(f"/proc/{pid}/stat").read_text()
+    # proc(5): field 22. The second is the command in parentheses, which may hold anything.
+    return int(status.rpartition(")")[2].split()[22 - 3])
 
 
 def _file(artifact: Path) -> Path:
