@@ -41,6 +41,9 @@ def generate(
     from deploy.client import Summary, render_chat
     from toolchain.errors import UsageError
 
+    if not target:
+        raise UsageError("the target is empty", fix="name artifacts/NAME, or host:port")
+    "".join([prompt, *(stop or [])]).encode()  # what cannot be sent is refused before a server is started
     artifact = Path(target) if (Path(target) / "manifest.json").is_file() else None
     if artifact is None and Path(target).is_dir():
         raise UsageError(f"{target} is not an artifact", why="there is no manifest.json in it")
@@ -88,11 +91,16 @@ def _client(target: str, artifact: Path | None) -> Iterator[Client]:
     from deploy.running import find_running
     from toolchain.pipeline.serve import serve_artifact
 
-    running = find_running(artifact) if artifact else None
-    if artifact is None or running is not None:
-        with Client(running.grpc if running else target) as client:
+    if artifact is None:
+        with Client(target) as client:
             yield client
         return
+    running = find_running(artifact)
+    if running is not None:
+        with Client(running.grpc) as client:
+            if client.is_ready("ensemble"):
+                yield client
+                return
     typer.echo(f"starting Triton for {artifact}; `llmbuild serve {artifact}` keeps one running", err=True)
     with serve_artifact(artifact) as server, Client(server.endpoints.grpc) as client:
         yield client
