@@ -44,7 +44,7 @@ def build_stages(recipe: Recipe, model: Path, revision: str | None) -> list[Stag
 def _source(model: Path, revision: str | None) -> Stage:
     return Stage(
         name="source",
-        version=1,
+        version=2,
         run=_check_source,
         sources={"model": Source(model, MODEL_FILES)},
         config={"revision": revision},
@@ -52,18 +52,63 @@ def _source(model: Path, revision: str | None) -> Stage:
 
 
 def _check_source(context: StageContext) -> None:
-    """Read every weight once, so that a broken model is refused before hours go into it."""
+    """Check the tokenizer and read every weight once: a broken model is refused before hours go into it."""
     from toolchain.model.checkpoint import Checkpoint
     from toolchain.model.spec import load_spec
 
     directory = context.inputs["model"]
     spec = load_spec(directory)
+    _check_tokenizer(directory, spec.vocab_size)
     checkpoint = Checkpoint.open(directory)
     checkpoint.verify(spec)
     checkpoint.check_finite(context.progress)
     facts = {"revision": context.config["revision"], "spec": asdict(spec), "tensors": len(checkpoint.names)}
     (context.out_dir / "source.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
     context.facts["architecture"] = spec.architecture
+
+
+def _check_tokenizer(directory: Path, vocab_size: int) -> None:
+    """Make sure of a `tokenizer.json` that loads and whose tokens the model knows: the server has no other.
+
+    Raises:
+        ModelError: it is missing, broken, or belongs to a model with more tokens.
+    """
+    from tokenizers import Tokenizer
+
+    from toolchain.errors import ModelError
+
+    file = directory / "tokenizer.json"
+    if not file.is_file() and (directory / "tokenizer.model").is_file():
+        raise ModelError(
+            "the model has no tokenizer.json, only a tokenizer.model",
+            where=str(directory),
+            why="that is SentencePiece's form, which the server does not read",
+            fix="convert it in Python: transformers.AutoTokenizer.from_pretrained(DIRECTORY, use_fast=True)"
+            ".save_pretrained(DIRECTORY); it needs the package sentencepiece",
+        )
+    if not file.is_file():
+        raise ModelError(
+            "the model has no tokenizer.json",
+            where=str(directory),
+            why="the server turns text into tokens with it",
+            fix="copy it from where the model was published",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise ModelError(
+            "the tokenizer cannot be loaded",
+            where=str(file),
+            why=str(error),
+            fix="fetch the model's tokenizer.json again",
+        ) from None
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= vocab_size:
+        raise ModelError(
+            f"the tokenizer has token {largest}, but the model's vocabulary ends at {vocab_size - 1}",
+            where=str(file),
+            fix="put the tokenizer.json of this very model into its directory",
+        )
 
 
 def _quantize(recipe: Recipe, model: Path) -> Stage:

@@ -32,8 +32,9 @@ def model_facts(source: str, revision: str = "main") -> ModelFacts:
     if is_local(source):
         path = Path(source)
         if not path.is_dir():
+            wrong = "is not a directory" if path.exists() else "does not exist"
             raise ModelError(
-                f"model directory {source} does not exist",
+                f"model directory {source} {wrong}",
                 fix="set model.source to a directory with config.json, or to a hub id such as org/name",
             )
         return ModelFacts(load_spec(path), f"{path}/config.json", path)
