@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
 PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers")
+"""GenAI imports the last when a pipeline is made, even one that is given tokens and gives tokens."""
 
 
 class OpenVINO:
