@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli.common import JsonOption, RecipeArgument, SetOption, emit, find_recipe, table, verb
+from toolchain.cli.common import (
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    emit,
+    find_recipe,
+    path_argument,
+    table,
+    verb,
+)
 
 if TYPE_CHECKING:
     from toolchain.pipeline.build import Built
@@ -24,7 +33,10 @@ def build(
     force: Annotated[
         list[str] | None, typer.Option(help="Run this stage even if its output is stored.", metavar="STAGE")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory that artifacts are left in.")] = Path("artifacts"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Directory that artifacts are left in.", metavar="PATH", parser=path_argument),
+    ] = Path("artifacts"),
     json: JsonOption = False,
 ) -> None:
     """Build a recipe: quantize, make the engine, make the Triton repository; leave artifacts/NAME.

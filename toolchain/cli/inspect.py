@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toolchain.cli.common import JsonOption, emit, table, verb
+from toolchain.cli.common import JsonOption, emit, path_argument, table, verb
 
 if TYPE_CHECKING:
     from toolchain.pipeline.artifact import Artifact
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @verb
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An artifact, or a directory with a model.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="An artifact, or a directory with a model.", parser=path_argument),
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its sha256.")] = False,
     json: JsonOption = False,
 ) -> None:

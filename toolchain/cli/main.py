@@ -6,6 +6,10 @@ inside its function.
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+
 import typer
 
 from toolchain.cli import (
@@ -63,6 +67,11 @@ app.add_typer(store.app, name="store", rich_help_panel="Housekeeping")
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):  # read when a library is imported
+        os.environ.setdefault(name, "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path need not be UTF-8; what cannot be encoded is printed as JSON and Python escape it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

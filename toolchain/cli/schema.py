@@ -21,18 +21,18 @@ def schema(
 
     Example: llmbuild schema --check configs/recipe.schema.json
     """
-    from toolchain.errors import UsageError, os_error
+    from toolchain.errors import UsageError, file_error
     from toolchain.recipe import recipe_json_schema
 
     text = json_module.dumps(recipe_json_schema(), indent=2) + "\n"
     try:
-        if check is not None and (not check.is_file() or check.read_text() != text):
+        if check is not None and check.read_bytes() != text.encode():
             raise UsageError(
                 "is not the current schema", where=str(check), fix=f"llmbuild schema --write {check}"
             )
         if write is not None:
-            write.write_text(text)
+            write.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise os_error(error, "write the schema" if write else "read the schema") from None
+        raise file_error(error, "write the schema" if check is None else "read the schema") from None
     if check is None and write is None:
         typer.echo(text, nl=False)

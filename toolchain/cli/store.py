@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.cli.common import JsonOption, emit, table, verb
+from toolchain.cli.common import JsonOption, emit, finite, table, verb
 
 app = typer.Typer(help="Look at and clean the store of stage outputs.", no_args_is_help=True)
 
@@ -80,7 +80,9 @@ def size(json: JsonOption = False) -> None:
 @verb
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
-    older_than: Annotated[float, typer.Option(help="Hours since an output was last used.")] = 24.0,
+    older_than: Annotated[
+        float, typer.Option(help="Hours since an output was last used.", min=0, callback=finite)
+    ] = 24.0,
     json: JsonOption = False,
 ) -> None:
     """Remove outputs that no artifact uses, and scratch of builds that were never resumed.

@@ -19,7 +19,7 @@ def validate(
 
     Example: llmbuild validate configs/llama70b-int4.yaml --set parallelism.tensor=8
     """
-    from toolchain.errors import LlmbuildError, RecipeError
+    from toolchain.errors import LlmbuildError, RecipeError, UsageError
     from toolchain.recipe import load_recipe
 
     valid: list[str] = []
@@ -30,6 +30,8 @@ def validate(
             valid.append(recipe)
         except RecipeError as error:
             problems += error.problems
+        except UsageError as error:
+            problems.append(error)
     if not json:
         for recipe in valid:
             typer.echo(f"{recipe}: valid")

@@ -10,7 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from deploy.running import announced
 from toolchain import errors
+from toolchain.cli.common import table
 from toolchain.cli.main import app
 
 CONFIGS = Path(__file__).parents[4] / "configs"
@@ -198,3 +200,209 @@ def test_version_and_completion():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Traceback" not in script.stderr
+
+
+def process(*argv, **options):
+    """The console script in a process of its own: real bytes in argv, a real standard output."""
+    command = [sys.executable, "-c", "from toolchain.cli.main import main; main()", *argv]
+    return subprocess.run(command, check=False, stderr=subprocess.PIPE, **options)
+
+
+def test_main_turns_telemetry_of_libraries_off(monkeypatch):
+    code = (
+        "import os, sys, toolchain.cli.main as m; sys.argv = ['llmbuild', '--version']\n"
+        "try: m.main()\nexcept SystemExit: pass\n"
+        "print(os.environ['HF_HUB_DISABLE_TELEMETRY'], os.environ['DO_NOT_TRACK'])"
+    )
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setenv("DO_NOT_TRACK", "0")  # a user's setting wins
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "1 0"
+
+
+def test_a_full_disk_under_the_output_is_an_error():
+    with Path("/dev/full").open("w") as full:
+        result = process("show", "demo-int4", stdout=full)
+    assert result.returncode == 6
+    assert result.stderr == b"error: input or output failed: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", b"\xff:1", "hi"], ["generate", "127.0.0.1:1", b"\xff"], ["validate", b"\xff"],
+        ["init", "s.yaml", "--model", b"\xff"],
+    ],
+)  # fmt: skip
+def test_arguments_that_are_not_utf8(argv, tmp_path):
+    result = process(*argv, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    assert result.returncode == 2
+    assert rb"\udcff" in result.stderr
+    assert b"Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_is_not_utf8_is_printed_escaped(tmp_path):
+    result = process("init", b"\xff.yaml", "--json", cwd=tmp_path, stdout=subprocess.PIPE)
+    assert json.loads(result.stdout) == {"written": "\udcff.yaml"}
+    assert (tmp_path / "\udcff.yaml").is_file()
+
+
+@pytest.mark.parametrize("argv", [["validate"], ["plan"], ["inspect"], ["generate", "--", "x"]])
+def test_an_argument_longer_than_any_path(argv):
+    result = llmbuild(argv[0], "a" * 5000, *argv[1:])
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert "File name too long" in result.stderr
+    assert len(result.stderr) < 500
+
+
+@pytest.mark.parametrize("verb", ["inspect", "serve", "generate"])
+def test_an_empty_path_is_not_the_working_directory(verb):
+    result = llmbuild(verb, "", *(["hello"] if verb == "generate" else []))
+    assert result.exit_code == 2
+    assert "empty" in result.stderr
+
+
+def test_a_shipped_recipe_beside_a_directory_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-int4").mkdir()
+    assert llmbuild("validate", "demo-int4").exit_code == 0
+
+
+def test_what_is_no_recipe_is_told_with_the_nearest_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dir.yaml").mkdir()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "recipe.yaml").touch()
+    result = llmbuild("validate", "demo-in4", "dir.yaml", "made", "demo-bf16")
+    assert (result.exit_code, result.stdout) == (2, "demo-bf16: valid\n")
+    assert "did you mean demo-int4?" in result.stderr
+    assert "dir.yaml: this is a directory" in result.stderr
+    assert "name its recipe: made/recipe.yaml" in result.stderr
+
+
+def test_a_title_does_not_wrap(capsys):
+    table(["a"], [["[b]"]], title="a title that is wider than its table (pid 6128)")
+    assert capsys.readouterr().out == "a title that is wider than its table (pid 6128)\na\n[b]\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["serve", "x", "--timeout", "nan"], ["serve", "x", "--timeout", "-1"],
+        ["serve", "x", "--drain", "-5"], ["serve", "x", "--http-port", "70000"],
+        ["serve", "x", "--grpc-port", "-1"], ["serve", "x", "--http-port", "9000", "--grpc-port", "9000"],
+        ["store", "gc", "--older-than", "nan"], ["store", "gc", "--older-than", "-5"],
+        ["store", "gc", "--older-than", "inf"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_numbers_out_of_range(options, tmp_path):
+    result = llmbuild(*options, env={"LLMBUILD_STORE": str(tmp_path / "store")})
+    assert result.exit_code == 2
+    assert not (tmp_path / "store").exists()
+
+
+def test_schema_with_files_that_cannot_be_used(tmp_path):
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\x00")
+    assert "is not the current schema" in llmbuild("schema", "--check", binary).stderr
+    missing = llmbuild("schema", "--check", tmp_path / "none")
+    assert missing.exit_code == 2
+    assert "cannot read the schema: No such file" in missing.stderr
+    unwritable = llmbuild("schema", "--write", tmp_path)
+    assert unwritable.exit_code == 2
+    assert "LLMBUILD_STORE" not in unwritable.stderr
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The demo model in a directory of its own, its weights linked."""
+    source = CONFIGS.parent / "models" / "demo"
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (directory / name).write_bytes((source / name).read_bytes())
+    (directory / "model.safetensors").symlink_to(source / "model.safetensors")
+    return directory
+
+
+def build(tmp_path, *options, out=None):
+    env = {"LLMBUILD_STORE": str(tmp_path / "store")}
+    return llmbuild("build", "demo-int4", "--out", out or tmp_path / "artifacts", *options, env=env)
+
+
+@pytest.mark.parametrize("bad", ["none", "/dev/null", ".", "\x00"])
+def test_calibration_data_is_looked_for_before_any_work(bad, tmp_path):
+    result = build(tmp_path, "--set", f"quantization.calibration.dataset=file:{bad}")
+    assert result.exit_code == 2
+    assert "fix:" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_out_that_cannot_be_written_is_found_before_any_work(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "below", "/sys/llmbuild"):
+        result = build(tmp_path, out=out)
+        assert result.exit_code == 2
+        assert str(out) in result.stderr
+        assert not (tmp_path / "store").exists()
+
+
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert build(tmp_path, out="artifacts").exit_code == 2
+    assert not (tmp_path / "store").exists()
+
+
+def _break(file):
+    file.write_text("{")
+
+
+def _outgrow(file):
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "content": "<new>", "id": 10**6})
+    file.write_text(json.dumps(tokenizer))
+
+
+def _leave_sentencepiece(file):
+    file.rename(file.with_suffix(".model"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (Path.unlink, "the model has no tokenizer.json\n"),
+        (_leave_sentencepiece, "save_pretrained"),
+        (_break, "the tokenizer cannot be loaded"),
+        (_outgrow, "the tokenizer has token"),
+    ],
+)
+def test_a_tokenizer_that_cannot_serve_is_found_first(spoil, said, model, tmp_path):
+    spoil(model / "tokenizer.json")
+    result = build(tmp_path, "--set", f"model.source={model}", "--set", "quantization.method=none")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert str(model) in result.stderr
+    assert "fix:" in result.stderr
+    assert "finite" not in result.stderr  # no weight was read
+
+
+def test_a_model_that_is_a_file(tmp_path):
+    result = build(tmp_path, "--set", f"model.source={__file__}")
+    assert result.exit_code == 2
+    assert "is not a directory" in result.stderr
+
+
+def test_an_announced_server_that_does_not_answer_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "manifest.json").write_text("{}")
+    with announced(artifact, "127.0.0.1:1", "http://127.0.0.1:1"):
+        result = llmbuild("generate", artifact, "hello")
+    assert f"starting Triton for {artifact}" in result.stderr  # which fails: the manifest is empty
+    assert "no server answers" not in result.stderr
