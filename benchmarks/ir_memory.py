@@ -21,7 +21,7 @@ LAYERS, HIDDEN = (6, 24), 1024
 def run() -> dict[str, Any]:
     """Write the IR of random models, plain and int4, shallow and deep, each in a process of its own."""
     return {
-        "model": f"random Llama, hidden {HIDDEN}, {HIDDEN // 64} heads, MLP {HIDDEN * 11 // 4}, vocabulary 4096",
+        "model": f"random Llama, hidden {HIDDEN}, {HIDDEN // 64} heads, MLP {HIDDEN * 11 // 4}",
         "figure": "growth of the resident set (VmHWM) beyond what the imports take",
         "rows": [_measure(layers, int4) for layers in LAYERS for int4 in (False, True)],
     }

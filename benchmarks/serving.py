@@ -17,24 +17,24 @@ from benchmarks.workbench import MODEL, prompts, repository
 from deploy.server import TritonServer
 
 PROMPT, SHORTEST, LONGEST, ROUNDS = 64, 32, 96, 5
-REQUESTS = {1: 6, 8: 32, 32: 96}  # concurrency -> requests of a round
-PROBES = 12
+REQUESTS = {1: 6, 8: 24, 32: 80}  # concurrency -> requests of a round
+PROBES = 8
 
 Order = dict[str, Any]
 Outcome = tuple[float, list[float], int]  # seconds, times to first token, tokens
 
 
 def run(stream_interval: int | None = None) -> dict[str, Any]:
-    """Throughput in a closed loop; time to first token of probes that join a running batch at random times."""
+    """Throughput in a closed loop; time to first token of probes that join a running batch."""
     path = repository("serving", f"engine.stream_interval={stream_interval or 'null'}")
     with Bare(path) as bare, TritonServer.start(path) as server:
         rows = asyncio.run(_measure(bare, server.endpoints.grpc))
     return {
         "model": MODEL,
-        "throughput": f"closed loop, prompts of {PROMPT} tokens, answers of {SHORTEST} to {LONGEST}; medians of "
-        f"{ROUNDS} rounds, the two alternating; the load generator runs on the same cores",
-        "time to first token": f"of {PROBES} requests a round that arrive at random times, one at a time, while "
-        "all but one of the streams run; median",
+        "throughput": f"closed loop, prompts of {PROMPT} tokens, answers of {SHORTEST} to {LONGEST}; medians "
+        f"of {ROUNDS} rounds, the two alternating; the load generator runs on the same cores",
+        "time to first token": f"of {PROBES} requests a round that arrive at random times, one at a time, "
+        "while all but one of the streams run; median",
         "stream_interval": stream_interval or "by load",
         "rows": rows,
     }
