@@ -127,9 +127,9 @@ class Engine(Section):
     )
     stream_interval: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None,
-        description="Tokens per streamed response. Raise it when the server spends its time on responses "
-        "instead of tokens. null: 1 on a GPU; on openvino 1 for up to 6 running requests, then as many more as "
-        "keep a step to about 6 responses.",
+        description="Tokens per streamed response, after the first. Raise it when the server spends its time "
+        "on responses instead of tokens. null: 1 on a GPU; on openvino 1 to 8, as many as keep the cost of "
+        "responses to about 5 % of the CPU's time, unless that would take longer than 150 ms.",
     )
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="openvino only: CPU threads of the engine. null: all physical cores."

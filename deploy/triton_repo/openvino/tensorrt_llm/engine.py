@@ -8,6 +8,7 @@ other side closes the socket (or dies), the process ends.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import openvino_genai
 from admission import Admission
 from detokenize import Detokenizer, TextStream
 from messages import Add, Chunk, EngineSettings, Failed, Ready, Report, Sequence, Stop
+from pacing import smoothed, tokens_per_response
 from stopping import Piece, StopMatcher, StopWord
 from tokenizers import Tokenizer
 
@@ -61,6 +63,8 @@ class Engine:
         # Ended early: the pipeline frees their cache in the next step, and only then is there room.
         self._leaving: list[int] = []
         self._parting: list[Chunk] = []  # their last chunks, to be sent
+        self._cores = len(os.sched_getaffinity(0))
+        self._step_s = 0.0  # of the latest steps, on average
 
     def run(self) -> None:
         """Serve until the other side hangs up."""
@@ -70,12 +74,17 @@ class Engine:
             self._start_admitted(report)
             if self._running or self._leaving:
                 leaving, self._leaving = self._leaving, []
-                self._pipeline.step()
+                self._step()
                 for key in leaving:
                     self._admission.leave(key)
                 self._read_all(report)
             if report.started or report.chunks:
                 self._send(report)
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        self._pipeline.step()
+        self._step_s = smoothed(self._step_s, time.monotonic() - began)
 
     def _take_commands(self) -> bool:
         """Obey what has arrived; wait for something when there is nothing to do. False: hung up."""
@@ -139,13 +148,14 @@ class Engine:
         )
 
     def _read_all(self, report: Report) -> None:
+        wanted = self._stream_interval()
         for running in list(self._running.values()):
-            chunk = self._read(running)
+            chunk = self._read(running, wanted)
             if chunk is not None:
                 report.chunks.append(chunk)
 
-    def _read(self, running: Running) -> Chunk | None:
-        """Take what the pipeline has for a sequence; a chunk when it is time to send one."""
+    def _read(self, running: Running, wanted: int) -> Chunk | None:
+        """Take what the pipeline has for a sequence; a chunk when it ends, or `wanted` tokens are there."""
         while running.handle.can_read():
             for output in running.handle.read().values():
                 if self._take_tokens(running, output.generated_ids, output.generated_log_probs):
@@ -155,7 +165,7 @@ class Engine:
         if status != openvino_genai.GenerationStatus.RUNNING:
             return self._end(running, status)
         self._admission.grow(running.key, running.tokens)
-        return self._due(running)
+        return _due(running, wanted)
 
     def _take_tokens(self, running: Running, tokens: list[int], log_probs: list[float]) -> bool:
         """Turn tokens into text and stop at a stop word; returns whether one was met."""
@@ -188,15 +198,12 @@ class Engine:
         chunk.text += running.text.finish()
         return _finished(running, "stop" if running.met_end else "length")
 
-    def _due(self, running: Running) -> Chunk | None:
-        """The unsent chunk of a streaming sequence: the first token at once, then every interval."""
-        chunk = running.unsent
-        wanted = self._settings.stream_interval if running.sent_any else 1
-        if not running.sequence.streaming or len(chunk.tokens) < wanted:
-            return None
-        running.sent_any = True
-        running.unsent = Chunk(running.key, [], [], "")
-        return chunk
+    def _stream_interval(self) -> int:
+        """Tokens of a streamed response: as the settings say, or what its cost allows."""
+        if self._settings.stream_interval:
+            return self._settings.stream_interval
+        streams = sum(running.sequence.streaming for running in self._running.values())
+        return tokens_per_response(streams, self._step_s, self._cores)
 
     def _send(self, report: Report) -> None:
         report.time_ns = time.monotonic_ns()
@@ -204,6 +211,16 @@ class Engine:
         report.active = self._admission.active
         report.reserved_blocks = self._admission.reserved_blocks
         self._connection.send(report)
+
+
+def _due(running: Running, wanted: int) -> Chunk | None:
+    """The unsent chunk of a streaming sequence: the first token at once, later `wanted` tokens."""
+    chunk = running.unsent
+    if not running.sequence.streaming or len(chunk.tokens) < (wanted if running.sent_any else 1):
+        return None
+    running.sent_any = True
+    running.unsent = Chunk(running.key, [], [], "")
+    return chunk
 
 
 def _finished(running: Running, reason: str) -> Chunk:

@@ -19,7 +19,7 @@ class EngineSettings:
     reuse_cache: bool  # equal beginnings of prompts share cache blocks
     guarantee: bool  # batch_scheduler_policy guaranteed_no_evict
     static: bool  # gpt_model_type V1: nobody joins a batch that runs
-    stream_interval: int
+    stream_interval: int  # tokens of a streamed response, after the first; 0: by load
     skip_special_tokens: bool
 
 

@@ -287,7 +287,7 @@ class _Parameters:
             reuse_cache=self.flag("enable_kv_cache_reuse", False),
             guarantee=policy == "guaranteed_no_evict",
             static=self.text("gpt_model_type", "inflight_fused_batching") == "V1",
-            stream_interval=self.integer("stream_interval", 1),
+            stream_interval=self.integer("stream_interval", 0),
             skip_special_tokens=self.flag("skip_special_tokens", True),
         )
 
