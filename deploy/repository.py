@@ -1,7 +1,8 @@
 """Render a Triton model repository that Triton can load, wherever it is moved to.
 
-    ensemble -> preprocessing -> tensorrt_llm (the engine and its detokenizer)
-    tensorrt_llm_bls -> preprocessing -> tensorrt_llm -> postprocessing
+    ensemble         -> preprocessing -> tensorrt_llm (the engine and its detokenizer)
+    tensorrt_llm_bls -> preprocessing -> tensorrt_llm                     accumulate_tokens false, the default
+                     -> preprocessing -> tensorrt_llm -> postprocessing   accumulate_tokens true
 
 The sources of the models are in `deploy/triton_repo/`; its README says how they behave. Everything that
 a repository needs lies inside it: paths in `config.pbtxt` are relative to its root.
@@ -56,14 +57,14 @@ class RepositorySettings:
     batch_scheduler_policy: str = "guaranteed_no_evict"  # or max_utilization
     max_queue_size: int = 0  # sequences that may wait; 0: any number
     streaming: bool = True  # decoupled: several responses to a request
-    stream_interval: int = 1  # tokens a streamed response, after the first
+    stream_interval: int | None = None  # tokens a streamed response, after the first; None: by load
     cancellation_check_period_ms: int = 100
     exclude_input_in_output: bool = True
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     accumulate_tokens: bool = False  # of tensorrt_llm_bls: text_output is all the text so far
     preprocessing_instance_count: int = 1
-    postprocessing_instance_count: int = 1
+    postprocessing_instance_count: int = 1  # idle unless accumulate_tokens, or asked directly
     plugin_properties: Mapping[str, str] = field(default_factory=dict)  # of OpenVINO's CPU plugin
 
     @property
@@ -178,7 +179,7 @@ def _engine_parameters(settings: RepositorySettings) -> dict[str, str]:
         "enable_chunked_context": _flag(settings.enable_chunked_context),
         "exclude_input_in_output": _flag(settings.exclude_input_in_output),
         "skip_special_tokens": _flag(settings.skip_special_tokens),
-        "stream_interval": str(settings.stream_interval),
+        "stream_interval": str(settings.stream_interval or 0),
         "cancellation_check_period_ms": str(settings.cancellation_check_period_ms),
         "vocab_size": str(settings.vocab_size),
         "end_id": ",".join(map(str, settings.end_ids)),
