@@ -5,7 +5,6 @@ Tokenizes with Hugging Face `tokenizers` from `tokenizer.json` alone. Works for 
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -87,8 +86,8 @@ class TritonPythonModel:
     def _words(self, rows: np.ndarray | None, batch: int, name: str) -> np.ndarray:
         """Pack words as upstream does: [batch, 2, n], all tokens in a row, and where each word ends.
 
-        Tokens are padded with 0 and ends with -1. A row may hold one CSV line of words, as upstream's
-        clients send them, or one word an element.
+        Tokens are padded with 0 and ends with -1. Each element is one word, whatever is in it; an empty
+        one is none.
         """
         if rows is None:
             return np.empty((batch, 2, 0), dtype=np.int32)
@@ -102,12 +101,10 @@ class TritonPythonModel:
         return result
 
     def _pack(self, words: list[bytes], name: str) -> tuple[list[int], list[int]]:
-        texts = [_decode(word, name) for word in words]
-        if len(texts) == 1:
-            texts = next(csv.reader(texts), []) if "\n" not in texts[0] else texts
         tokens: list[int] = []
         ends: list[int] = []
-        for text in filter(None, texts):
+        for word in filter(None, words):
+            text = _decode(word, name)
             tokens += self._tokenizer.encode(text, add_special_tokens=False).ids
             ends.append(len(tokens))
         return tokens, ends
