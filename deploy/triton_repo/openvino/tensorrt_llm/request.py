@@ -93,6 +93,21 @@ UNSUPPORTED = {
     "lookahead_ngram_size": "lookahead decoding",
     "lookahead_verification_set_size": "lookahead decoding",
 }
+# What those who ask the ensemble know an input as, where that is another name.
+ENSEMBLE_NAMES = {
+    "input_ids": "text_input",
+    "input_lengths": "tokens of text_input",
+    "request_output_len": "max_tokens",
+    "runtime_top_k": "top_k",
+    "runtime_top_p": "top_p",
+    "streaming": "stream",
+    "stop_words_list": "stop_words",
+    "bad_words_list": "bad_words",
+    "embedding_bias": "embedding_bias_words",
+    "decoder_input_ids": "decoder_text_input",
+    "decoder_input_lengths": "decoder_text_input",
+    "prompt_table_extra_ids": "prompt_table_extra_id",
+}
 # Inputs without effect here: they only matter to features above (draft_acceptance_threshold, len_penalty,
 # early_stopping) or are hints for the cache (retention_*).
 
@@ -149,7 +164,9 @@ def _sequence(
     max_tokens = _max_tokens(read, row, len(prompt), limits)
     min_tokens = read.integer("min_tokens", row, 0)
     if not 0 <= min_tokens <= max_tokens:
-        _invalid("min_tokens", min_tokens, f"must be 0 to request_output_len, which is {max_tokens}")
+        _invalid(
+            "min_tokens", min_tokens, f"must be 0 to request_output_len (max_tokens), which is {max_tokens}"
+        )
     if read.integer("beam_width", row, 1) != 1:
         _invalid("beam_width", read.integer("beam_width", row, 1), "beam search is not supported; use 1")
     if read.number("runtime_top_p_decay", row, 1.0) not in (0.0, 1.0):
@@ -197,7 +214,7 @@ def _prompt(read: _Reader, row: int, limits: Limits) -> list[int]:
         _invalid("input_lengths", length, f"input_ids has {tokens.size} tokens")
     tokens = tokens[:length]
     if not length:
-        raise InvalidRequestError("input_ids: the prompt is empty; send at least one token")
+        raise InvalidRequestError("input_ids (text_input): the prompt is empty; send at least one token")
     if tokens.min() < 0 or tokens.max() >= limits.vocab_size:
         worst = int(tokens.min() if tokens.min() < 0 else tokens.max())
         _invalid("input_ids", worst, f"the vocabulary has tokens 0 to {limits.vocab_size - 1}")
@@ -211,7 +228,7 @@ def _max_tokens(read: _Reader, row: int, prompt: int, limits: Limits) -> int:
     if max_tokens is None:
         raise InvalidRequestError("request_output_len (max_tokens) is missing")
     if max_tokens <= 0:
-        _invalid("request_output_len (max_tokens)", max_tokens, "must be 1 or more")
+        _invalid("request_output_len", max_tokens, "must be 1 or more")
     if prompt + max_tokens > limits.max_seq_len:
         raise InvalidRequestError(
             f"the prompt has {prompt} tokens and request_output_len (max_tokens) is {max_tokens}: together "
@@ -236,8 +253,8 @@ def _stop_words(read: _Reader, row: int, limits: Limits) -> tuple[tuple[int, ...
     ends = [end for end in ends if end >= 0]
     if len(ends) > MAX_STOP_WORDS or len(tokens) > MAX_STOP_TOKENS:
         raise InvalidRequestError(
-            f"stop_words_list: {len(ends)} stop words in {len(tokens)} tokens; at most {MAX_STOP_WORDS} "
-            f"words and {MAX_STOP_TOKENS} tokens are taken"
+            f"stop_words_list (stop_words): {len(ends)} stop words in {len(tokens)} tokens; at most "
+            f"{MAX_STOP_WORDS} words and {MAX_STOP_TOKENS} tokens are taken"
         )
     words, start = [], 0
     for end in ends:
@@ -302,12 +319,14 @@ def _refuse_unsupported(tensors: Tensors) -> None:
     for name, feature in UNSUPPORTED.items():
         tensor = tensors.get(name)
         if tensor is not None and tensor.size and any(tensor.reshape(-1).tolist()):
-            raise InvalidRequestError(f"{name}: this engine does not support {feature}; leave it out")
+            raise InvalidRequestError(
+                f"{_known_as(name)}: this engine does not support {feature}; leave it out"
+            )
 
 
 def _required(tensors: Tensors, name: str) -> np.ndarray:
     if name not in tensors:
-        raise InvalidRequestError(f"{name} is missing")
+        raise InvalidRequestError(f"{_known_as(name)} is missing")
     return tensors[name]
 
 
@@ -318,4 +337,9 @@ def _token(name: str, token: int, limits: Limits) -> int:
 
 
 def _invalid(name: str, value: object, rule: str) -> NoReturn:
-    raise InvalidRequestError(f"{name} is {value}: {rule}")
+    raise InvalidRequestError(f"{_known_as(name)} is {value}: {rule}")
+
+
+def _known_as(name: str) -> str:
+    """`name`, with the ensemble's name for it where that is another."""
+    return f"{name} ({ENSEMBLE_NAMES[name]})" if name in ENSEMBLE_NAMES else name

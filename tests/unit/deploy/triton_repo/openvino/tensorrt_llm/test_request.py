@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from request import Defaults, InvalidRequestError, Limits, parse_request
+from request import ENSEMBLE_NAMES, Defaults, InvalidRequestError, Limits, parse_request
+
+from deploy import tensors
 
 LIMITS = Limits(vocab_size=100, max_seq_len=64, max_prompt_len=40, cache_blocks=2, max_sequences=4)
 DEFAULTS = Defaults(end_ids=(7, 8), pad_id=7, exclude_input_in_output=True)
@@ -62,13 +64,16 @@ def test_stop_words_are_unpacked() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"input_ids": None}, "input_ids is missing"),
+        ({"input_ids": None}, r"input_ids \(text_input\) is missing"),
         ({"input_lengths": None}, "input_lengths is missing"),
         ({"request_output_len": None}, "request_output_len .* is missing"),
         ({"request_output_len": [62]}, "together more than max_seq_len, which is 64"),
-        ({"input_ids": [[1] * 41], "input_lengths": [41]}, "input_lengths is 41: a prompt may have 40"),
+        (
+            {"input_ids": [[1] * 41], "input_lengths": [41]},
+            r"input_lengths \(tokens of text_input\) is 41: a prompt may have 40",
+        ),
         ({"stop_words_list": [[[5, 6], [2, 1]]]}, "in rising order"),
-        ({"stop_words_list": [[[500], [1]]]}, "stop_words_list is 500: the vocabulary"),
+        ({"stop_words_list": [[[500], [1]]]}, r"stop_words_list \(stop_words\) is 500: the vocabulary"),
         ({"stop_words_list": [[5, 6]]}, r"its shape must be \[batch, 2, n\]"),
         ({"temperature": [0.5, 0.6]}, r"temperature is \[2\]: one value for each of 1 prompt"),
         ({"temperature": [float("inf")]}, "temperature is inf: must be a finite number"),
@@ -101,3 +106,12 @@ def test_rows_may_not_disagree_on_what_shapes_the_response() -> None:
 
 def test_absent_features_pass_when_they_ask_for_nothing() -> None:
     parse(bad_words_list=np.empty((1, 2, 0)), return_context_logits=[False], embedding_bias=np.empty((1, 0)))
+
+
+def test_errors_name_the_ensembles_inputs() -> None:
+    renamed = {theirs: ours for theirs, ours in tensors.STRAIGHT_TO_ENGINE.items() if theirs != ours}
+    del renamed["len_penalty"]  # without effect here, so never wrong
+    assert renamed.items() <= ENSEMBLE_NAMES.items()
+    known = {tensor.name for tensor in tensors.TEXT_INPUTS}
+    assert {name.removeprefix("tokens of ") for name in ENSEMBLE_NAMES.values()} <= known
+    assert ENSEMBLE_NAMES.keys() <= {tensor.name for tensor in tensors.ENGINE_INPUTS}
