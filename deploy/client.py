@@ -5,13 +5,16 @@
             print(part.text if isinstance(part, Chunk) else part)
 
 It speaks gRPC through tritonclient's protocol classes, one call a request, so that requests of several
-threads share a connection and closing an iterator cancels its request on the server. It works with upstream's
-repositories as with ours, decoupled or not.
+threads share a connection and closing an iterator cancels its request on the server. Triton does not pass a
+cancellation on to the step of an ensemble that is running, so the engine behind one is also told to stop.
+It works with upstream's repositories as with ours, decoupled or not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,13 +26,15 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from deploy.chat import render_chat
-from deploy.wire import Array, build_request, read_outputs
+from deploy.wire import Array, build_request, build_stop_request, read_outputs
 from toolchain.errors import LaunchError, RequestError, UsageError
 
 __all__ = ["Chunk", "Client", "Summary", "parse_address", "render_chat"]
 
 DEFAULT_PORT = 8001
 _HANDSHAKE_S = 20.0
+_STOP_S = 2.0  # to tell the server that an answer is no longer wanted
+_ENGINE = "tensorrt_llm"
 _START = "start it with `llmbuild serve ARTIFACT`; the gRPC port is the one that it prints, 8001 by default"
 
 
@@ -86,6 +91,7 @@ class Client:
         self._channel = grpc.insecure_channel(self.address, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._models: dict[str, pb.ModelMetadataResponse] = {}
+        self._open: dict[Any, tuple[str, str]] = {}  # call under way -> its model, the request's id
 
     def __enter__(self) -> Client:
         return self
@@ -97,6 +103,8 @@ class Client:
 
     def close(self) -> None:
         """Drop the connection; requests in flight are cancelled."""
+        for call in list(self._open):
+            self._abandon(call)
         self._channel.close()
 
     def is_ready(self, *models: str) -> bool:
@@ -135,12 +143,18 @@ class Client:
         """Ask `model` to continue `prompt`: chunks as they come, at the end one `Summary`.
 
         What is None is not sent, so that the server's own default holds. The request is sent when the first
-        element is asked for; closing the iterator cancels it.
+        element is asked for; closing the iterator, or the client, cancels it and frees what it holds.
 
         Args:
             prompt: text, or UTF-8 bytes.
             stream: chunks as they are generated; False gives each answer whole, as one chunk.
-            request_id: the server's log and traces name the request by it.
+            temperature: 0 is greedy. Above 0 without `top_k` and `top_p`, a `top_p` of 1 is sent with it (to
+                models that take one): the engines sample only when one of the two asks them to.
+            top_k: sample among this many likeliest tokens; 1 is greedy.
+            top_p: sample among the likeliest tokens of this mass. Without all three: greedy.
+            stop_words: each is taken literally; the answer ends before the first that appears.
+            request_id: the server's log and traces name the request by it. It must be the only one with this
+                id, because a request is stopped by it; empty makes one up.
             timeout_s: the longest that the whole answer may take; None waits as long as the server lives.
 
         Raises:
@@ -166,9 +180,15 @@ class Client:
         values = {"text_input": prompt, "max_tokens": max_tokens}
         values |= {name: value for name, value in given.items() if value is not None}
         # Sent only to models that take them: they say how to answer, not what.
-        wishes = {"stream": stream, "exclude_input_in_output": True, "return_num_output_tokens": True}
+        wishes: dict[str, Any] = {
+            "stream": stream,
+            "exclude_input_in_output": True,
+            "return_num_output_tokens": True,
+        }
+        if temperature and top_k is None and top_p is None:
+            wishes["top_p"] = 1.0
         metadata = self._metadata(model)
-        request = build_request(metadata, values, wishes, request_id)
+        request = build_request(metadata, values, wishes, request_id or uuid.uuid4().hex)
         return self._answers(request, timeout_s)
 
     def complete(self, prompt: str | bytes, *, max_tokens: int, **options: Any) -> str:
@@ -192,11 +212,12 @@ class Client:
     def _answers(self, request: pb.ModelInferRequest, timeout_s: float | None) -> Iterator[Chunk | Summary]:
         started = time.perf_counter()
         first = last = started
-        chunks, first_chunks, begun = 0, 0, False
+        chunks, first_tokens, begun = 0, 0, False
         counts: dict[int, int] = {}
         reason: str | None = None
         failed: RequestError | None = None
         call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout_s)
+        self._open[call] = request.model_name, request.id
         try:
             # Read to the server's own end of the stream: Triton never releases a request of an ensemble that
             # is cancelled just when it fails, and then cannot stop before its exit timeout.
@@ -214,20 +235,36 @@ class Client:
                     found = _chunks(outputs)
                     chunks += len(found)
                     if not begun:
-                        begun, first, first_chunks = True, last, len(found)
+                        # The first token is sent at once, whatever the server's stream_interval.
+                        begun, first, first_tokens = True, last, len(found)
                     if "num_output_tokens" in outputs:
                         counts[found[0].sequence] = int(outputs["num_output_tokens"].sum())
                     if "finish_reason" in outputs:
                         reason = _text(outputs["finish_reason"].flat[-1]) or reason
                     yield from found
+            self._open.pop(call, None)
         except grpc.RpcError as error:
             raise self._translated(error, begun=True, timeout_s=timeout_s) from error
         finally:
-            call.cancel()
+            self._abandon(call)
         if failed:
             raise failed
         tokens = sum(counts.values()) or chunks
-        yield _summary(tokens, chunks, first_chunks, (started, first, last), reason)
+        yield _summary(tokens, first_tokens, (started, first, last), reason)
+
+    def _abandon(self, call: Any) -> None:
+        """Cancel a call that has not ended, and stop the engine behind an ensemble. Never raises."""
+        if call not in self._open:
+            return
+        model, request_id = self._open.pop(call)
+        call.cancel()
+        # Whoever leaves early does not want to hear of a server that is gone, or a channel that is closed.
+        with contextlib.suppress(grpc.RpcError, ValueError):
+            config = self._stub.ModelConfig(pb.ModelConfigRequest(name=model), timeout=_STOP_S).config
+            if any(step.model_name == _ENGINE for step in config.ensemble_scheduling.step):
+                stop = build_stop_request(_ENGINE, request_id)
+                for _ in self._stub.ModelStreamInfer(iter([stop]), timeout=_STOP_S):
+                    pass
 
     def _translated(
         self, error: Any, *, begun: bool, timeout_s: float | None = None
@@ -285,12 +322,11 @@ def _text(raw: bytes) -> str:
 
 
 def _summary(
-    tokens: int, chunks: int, first_chunks: int, times: tuple[float, float, float], reason: str | None
+    tokens: int, first_tokens: int, times: tuple[float, float, float], reason: str | None
 ) -> Summary:
     started, first, last = times
-    # Without a count per response, the first is taken to hold its share of the chunks.
     if last > first:
-        rate = (tokens - tokens * first_chunks / chunks) / (last - first)
+        rate = (tokens - first_tokens) / (last - first)
     else:
         rate = tokens / (last - started) if last > started else 0.0
     return Summary(tokens, first - started, last - started, rate, reason)

@@ -58,6 +58,18 @@ def build_request(
     return request
 
 
+def build_stop_request(engine: str, request_id: str) -> pb.ModelInferRequest:
+    """Upstream's request to `engine` to end the one with the same id; what it requires besides is ignored."""
+    request = pb.ModelInferRequest(model_name=engine, id=request_id)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name in ("input_ids", "input_lengths", "request_output_len"):
+        request.inputs.add(name=name, datatype="INT32", shape=[1, 1])
+        request.raw_input_contents.append(np.zeros(1, np.int32).tobytes())
+    request.inputs.add(name="stop", datatype="BOOL", shape=[1, 1])
+    request.raw_input_contents.append(np.ones(1, bool).tobytes())
+    return request
+
+
 def read_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
     """The tensors of a response by name; strings are object arrays of bytes."""
     outputs: dict[str, Array] = {}
