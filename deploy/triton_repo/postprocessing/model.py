@@ -2,7 +2,8 @@
 
 It decodes what it gets as a whole and remembers nothing: given the tokens of one streamed response, it
 cannot know the character or the space that the previous one left open. So `tensorrt_llm_bls` gives
-it all the tokens so far, and the CPU flavour's ensemble takes the text from the engine.
+it all the tokens so far (with `accumulate_tokens`), and otherwise takes the text from the CPU flavour's
+engine, as the ensemble does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""`tensorrt_llm_bls`: the same as `ensemble`, scripted: preprocessing, engine, postprocessing.
+"""`tensorrt_llm_bls`: the same as `ensemble`, scripted.
 
-Two things that an ensemble cannot do: it gives `postprocessing` all the tokens so far
-(`accumulate_tokens`), so that no character or space is lost between streamed responses; and when the
-client goes away it stops the request in the engine, which an ensemble lets run to its end.
+    accumulate_tokens false   preprocessing, engine; the text is the engine's, if it makes one
+    accumulate_tokens true    preprocessing, engine, postprocessing
+
+Two things that an ensemble cannot do: with `accumulate_tokens` it gives `postprocessing` all the tokens so
+far, so that each response holds the whole text and no character or space is lost between them; and when
+the client goes away it stops the request in the engine, which an ensemble lets run to its end.
 Each request runs in a thread of its own; there are as many as the engine takes sequences.
 """
 
