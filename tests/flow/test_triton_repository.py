@@ -22,7 +22,9 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from deploy.client import Chunk, Client, Summary
 from deploy.server import TritonServer
+from toolchain.errors import LlmbuildError
 
 pytestmark = pytest.mark.triton
 
@@ -84,8 +86,8 @@ class Call:
         if response.parameters["triton_final_response"].bool_param:
             self._done.set()
 
-    def wait(self) -> Reply:
-        assert self._done.wait(PATIENCE_S), "the request hangs"
+    def wait(self, patience_s: float = PATIENCE_S) -> Reply:
+        assert self._done.wait(patience_s), "the request hangs"
         self._client.close()
         return self.reply
 
@@ -213,8 +215,8 @@ BAD = [
     ({"request_output_len": 4095}, "max_seq_len, which is 4096"),
     ({"temperature": NAN}, "temperature is nan: must be a finite number"),
     ({"temperature": -0.5}, "temperature is -0.5: must be 0 or more"),
-    ({"runtime_top_p": 1.5}, r"runtime_top_p is 1.5: must be 0 \(off\) to 1"),
-    ({"runtime_top_k": -2}, "runtime_top_k is -2"),
+    ({"runtime_top_p": 1.5}, r"runtime_top_p \(top_p\) is 1.5: must be 0 \(off\) to 1"),
+    ({"runtime_top_k": -2}, r"runtime_top_k \(top_k\) is -2"),
     ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: must be above 0"),
     ({"presence_penalty": NAN}, "presence_penalty is nan"),
     ({"frequency_penalty": 3.0}, "frequency_penalty is 3.0: must be -2 to 2"),
@@ -222,10 +224,10 @@ BAD = [
     ({"beam_width": 4}, "beam search is not supported"),
     ({"end_id": 100_000}, "end_id is 100000: the vocabulary has tokens 0 to"),
     ({"num_return_sequences": 1_000_000}, "num_return_sequences is 1000000"),
-    ({"input_lengths": 77}, "input_lengths is 77: input_ids has 3 tokens"),
+    ({"input_lengths": 77}, r"input_lengths \(tokens of text_input\) is 77: input_ids has 3 tokens"),
     ({"input_lengths": 0}, "the prompt is empty"),
-    ({"input_ids": [1, 1_000_000, 2]}, "input_ids is 1000000: the vocabulary has tokens 0 to"),
-    ({"input_ids": [1, -1, 2]}, "input_ids is -1"),
+    ({"input_ids": [1, 1_000_000, 2]}, r"\(text_input\) is 1000000: the vocabulary has tokens 0 to"),
+    ({"input_ids": [1, -1, 2]}, r"input_ids \(text_input\) is -1"),
     ({"stop_words_list": MANY_STOP_WORDS}, "10000 stop words in 10000"),
     ({"bad_words_list": np.ones((1, 2, 1), np.int32)}, "this engine does not support bad words"),
     ({"embedding_bias": np.ones((1, 600), np.float32)}, "this engine does not support embedding bias"),
@@ -257,11 +259,12 @@ def test_bad_requests_get_errors_and_do_not_disturb_the_others(service: Service,
     [
         ("", {}, "text_input is empty"),
         (b"caf\xe9", {}, "text_input is not UTF-8: byte 3"),
-        ("a b " * 3000, {}, "a prompt may have 4095 tokens"),
+        ("a b " * 3000, {}, "(tokens of text_input) is 6001: a prompt may have 4095"),
         ("a", {"max_tokens": -1}, "must be 1 or more"),
-        ("a", {"stop_words": ["word"] * 10_000}, "stop words in"),
-        ("a", {"bad_words": ["word"]}, "does not support bad words"),
-        ("a", {"top_p": NAN, "top_k": 5}, "runtime_top_p is nan"),
+        ("a", {"stop_words": ["word"] * 10_000}, "(stop_words): 10000 stop words in"),
+        ("a", {"stop_words": "word\rword" * 20_000}, "(stop_words): 1 stop words in"),
+        ("a", {"bad_words": ["word"]}, "(bad_words): this engine does not support bad words"),
+        ("a", {"top_p": NAN, "top_k": 5}, "runtime_top_p (top_p) is nan"),
     ],
 )
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
@@ -388,6 +391,48 @@ def test_stop_words_end_the_text_and_never_show(service: Service, tiny_model: An
     assert service.ask(prompt, 30, stop_words_list=packed).tokens() == ids[: _find(ids, ids[7:9])]
 
 
+def test_stop_words_are_taken_literally(service: Service) -> None:
+    # At this temperature all tokens are about as likely: every character turns up, always in the same order.
+    sampling = {"max_tokens": 500, "temperature": 50.0, "seed": 3, "end_id": -1}
+    with Client(service.server.endpoints.grpc) as client:
+        free = client.complete("def", **sampling)
+        comma = free.index(",", 1)
+        for word in (",", '"', "\n", free[comma - 1 : comma + 2], free[comma : comma + 2]):
+            assert free.count(word)
+            for stream in (False, True):
+                text = client.complete("def", stream=stream, stop_words=[word], **sampling)
+                assert text == free[: free.index(word)]
+        assert client.complete("def", stop_words=["a\rb", '"', ""], **sampling) == free[: free.index('"')]
+        assert client.complete("def", stop_words=["not\rsaid"], **sampling) == free
+        with pytest.raises(
+            LlmbuildError, match=r"stop_words.*: 1 stop words in \d+ tokens; at most"
+        ) as refused:
+            client.complete("def", stop_words=["x" * 200_000], **sampling)
+        assert "Traceback" not in str(refused.value)
+
+
+def test_a_temperature_alone_samples_and_zero_is_greedy(service: Service, tiny_model: Any) -> None:
+    greedy = tiny_model.tokenizer.decode(tiny_model.greedy(tiny_model.tokenizer.encode("def").ids, 40))
+    with Client(service.server.endpoints.grpc) as client:
+        assert client.complete("def", max_tokens=40, temperature=0) == greedy
+        assert client.complete("def", max_tokens=40, temperature=3.0, top_k=1) == greedy
+        one, two, again = (
+            client.complete("def", max_tokens=40, temperature=3.0, seed=seed, end_id=-1) for seed in (1, 2, 1)
+        )
+    assert one == again
+    assert len({one, two, greedy}) == 3
+
+
+def test_the_summary_counts_all_return_sequences(service: Service) -> None:
+    with Client(service.server.endpoints.grpc) as client:
+        for stream in (False, True):
+            *_, summary = client.generate(
+                "def", max_tokens=10, num_return_sequences=2, end_id=-1, stream=stream
+            )
+            assert isinstance(summary, Summary)
+            assert summary.tokens == 20
+
+
 def _find(tokens: list[int], part: list[int]) -> int:
     return next(i for i in range(len(tokens)) if tokens[i : i + len(part)] == part)
 
@@ -401,18 +446,39 @@ def test_abandoned_requests_free_the_cache(service: Service, tiny_model: Any) ->
         assert call.started.wait(PATIENCE_S)
         call.vanish()
     for _ in range(12):
-        accumulated = service.say("import os", 10, "tensorrt_llm_bls", stream=True)
-        texts = [response["text_output"].flat[0].decode() for response in accumulated.responses]
-        expected = tiny_model.greedy(tiny_model.tokenizer.encode("import os").ids, 10)
-        assert texts[-1] == tiny_model.tokenizer.decode(expected)
-        assert [len(text) for text in texts] == sorted(len(text) for text in texts)
-
         script = {"text_input": "def", "max_tokens": 4000, "stream": True, "end_id": -1}
         call = Call(service.server.endpoints.grpc, "tensorrt_llm_bls", **script)
         assert call.started.wait(PATIENCE_S)
         call.vanish()
     whole_cache = 4096 - len(prompt)
     assert len(service.ask(prompt, whole_cache, end_id=-1).tokens()) == whole_cache
+
+
+def test_abandoned_requests_of_an_ensemble_free_the_cache(service: Service, tiny_model: Any) -> None:
+    # Each needs the whole cache and seconds of computing; the last request waits for all that run on.
+    long = {"max_tokens": 4000, "end_id": -1}
+    address = service.server.endpoints.grpc
+    with Client(address) as client, Client(address) as second, ThreadPoolExecutor(24) as pool:
+
+        def run_into(end: Client, timeout_s: float | None) -> None:
+            with pytest.raises(LlmbuildError):
+                list(end.generate("def", timeout_s=timeout_s, **long))
+
+        running = client.generate("def", **long)
+        assert isinstance(next(running), Chunk)
+        closed = [pool.submit(run_into, second, None) for _ in range(12)]
+        late = [pool.submit(run_into, client, 1.0) for _ in range(12)]
+        for ended in late:
+            ended.result()
+        second.close()
+        for ended in closed:
+            ended.result()
+        running.close()  # type: ignore[attr-defined]
+    prompt = prompts_of(tiny_model)[0]
+    first = tiny_model.greedy(prompt, 1)[0]
+    reply = service.call(prompt, 4096 - len(prompt), end_id=first).wait(patience_s=15)
+    assert reply.error is None
+    assert reply.finish_reason == "stop"
 
 
 def test_stop_request_ends_a_request_under_way(service: Service, tiny_model: Any) -> None:
@@ -429,21 +495,24 @@ def test_stop_request_ends_a_request_under_way(service: Service, tiny_model: Any
 
 def test_a_full_queue_refuses_at_once_and_serves_the_rest(service: Service, tiny_model: Any) -> None:
     prompt = prompts_of(tiny_model)[0]
-    running = service.call(prompt, 4000, streaming=True, end_id=-1, request_id="head")
-    assert running.started.wait(PATIENCE_S)
+    # One after another, as each needs the whole cache; together they last until all others have arrived.
+    heads = []
+    for _ in range(4):
+        heads.append(service.call(prompt, 4000, streaming=True, end_id=-1, request_id="head"))
+        assert heads[0].started.wait(PATIENCE_S)
     calls = [service.call(prompt, 200) for _ in range(40)]
     deadline = time.monotonic() + PATIENCE_S
     while len(refused := [call for call in calls if call.reply.error is not None]) < 40 - 24 - BATCH:
-        assert time.monotonic() < deadline, "nothing is refused while the head of the queue runs"
+        assert time.monotonic() < deadline, "nothing is refused while the heads of the queue run"
         time.sleep(0.01)
     status, answer = service.post("ensemble/generate", {"text_input": "x", "max_tokens": 5})
     assert status in (400, 503)
     assert "the queue is full" in answer
     service.ask(prompt, 1, request_id="head", stop=True)
-    assert running.wait().finish_reason == "cancelled"
+    assert {head.wait().finish_reason for head in heads} == {"cancelled"}
     replies = [call.wait() for call in calls]
     refused = [reply for reply in replies if reply.error is not None]
-    assert 40 - 24 - BATCH <= len(refused) <= 40 - 24
+    assert 40 - 24 - BATCH <= len(refused) <= 40 - 24 + 3
     assert all("the queue is full" in str(reply.error) for reply in refused)
     expected = tiny_model.greedy(prompt, 10)
     assert all(reply.tokens()[: len(expected)] == expected for reply in replies if reply.error is None)
