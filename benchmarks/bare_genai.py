@@ -4,7 +4,8 @@
 
 Reads one round a line from stdin, `{"prompts": [[token, ...], ...], "tokens": [n, ...]}` with either
 `"concurrency": c` (closed loop) or `"arrivals": [seconds, ...]` (open loop), runs it, and answers with one
-line, `{"seconds": s, "ttft": [...], "tokens": total}`. The pipeline has the settings of the repository's model.
+line, `{"seconds": s, "ttft": [...], "tokens": total}`. The pipeline has the settings of the repository's
+model.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import random
@@ -10,7 +9,7 @@ import sys
 from typing import Any
 
 from benchmarks.conditions import percentile
-from benchmarks.load import Load, open_loop
+from benchmarks.load import Answer, Load
 from benchmarks.workbench import MODEL, prompts, repository
 from deploy.server import TritonServer
 
@@ -22,12 +21,14 @@ def run() -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for batching in ("static", "inflight_fused"):
         path = repository("batching", f"deploy.batching={batching}", f"engine.max_batch_size={BATCH}")
-        with TritonServer.start(path) as server:
-            seconds, tokens, latencies = asyncio.run(_measure(server.endpoints.grpc))
+        with TritonServer.start(path) as server, Load(server.endpoints.grpc) as load:
+            _send(load, BATCH, seed=1)  # warm up
+            seconds, answers = _send(load, REQUESTS, seed=7)
+        latencies = [answer.last - answer.due for answer in answers]
         rows.append(
             {
                 "batching": batching,
-                "tokens/s": round(tokens / seconds, 1),
+                "tokens/s": round(sum(answer.tokens for answer in answers) / seconds, 1),
                 "latency p50, s": round(percentile(latencies, 50), 2),
                 "latency p99, s": round(percentile(latencies, 99), 2),
             }
@@ -42,17 +43,8 @@ def run() -> dict[str, Any]:
     }
 
 
-async def _measure(address: str) -> tuple[float, int, list[float]]:
-    """Seconds from the first arrival to the last answer, tokens, and the latency of each request."""
-    load = Load(address)
-    await _send(load, BATCH, seed=1)  # warm up
-    try:
-        return await _send(load, REQUESTS, seed=7)
-    finally:
-        await load.close()
-
-
-async def _send(load: Load, count: int, seed: int) -> tuple[float, int, list[float]]:
+def _send(load: Load, count: int, seed: int) -> tuple[float, list[Answer]]:
+    """Seconds from the first arrival to the last answer, and the answers."""
     draw = random.Random(seed)
     lengths = [round(math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST)))) for _ in range(count)]
     at, arrivals = 0.0, []
@@ -61,9 +53,9 @@ async def _send(load: Load, count: int, seed: int) -> tuple[float, int, list[flo
         arrivals.append(at)
     texts = [text for text, _ in prompts(count, PROMPT, seed)]
     requests = [load.request(text, length) for text, length in zip(texts, lengths, strict=True)]
-    seconds, answers = await open_loop(load, requests, arrivals)
-    assert sum(answer.tokens for answer in answers) == sum(lengths)
-    return seconds, sum(lengths), [answer.last - answer.due for answer in answers]
+    seconds, answers = load.open_loop(requests, arrivals)
+    assert [answer.tokens for answer in answers] == lengths
+    return seconds, answers
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import statistics
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import percentile
-from benchmarks.load import Load, closed_loop, open_loop
+from benchmarks.load import Load
 from benchmarks.workbench import MODEL, prompts, repository
 from deploy.server import TritonServer
 
-PROMPT, SHORTEST, LONGEST, ROUNDS = 64, 32, 96, 5
+PROMPT, SHORTEST, LONGEST, ROUNDS = 64, 32, 96, 4
 REQUESTS = {1: 6, 8: 24, 32: 80}  # concurrency -> requests of a round
 PROBES = 8
 
@@ -27,8 +26,8 @@ Outcome = tuple[float, list[float], int]  # seconds, times to first token, token
 def run(stream_interval: int | None = None) -> dict[str, Any]:
     """Throughput in a closed loop; time to first token of probes that join a running batch."""
     path = repository("serving", f"engine.stream_interval={stream_interval or 'null'}")
-    with Bare(path) as bare, TritonServer.start(path) as server:
-        rows = asyncio.run(_measure(bare, server.endpoints.grpc))
+    with Bare(path) as bare, TritonServer.start(path) as server, Load(server.endpoints.grpc) as load:
+        rows = _measure(bare, load)
     return {
         "model": MODEL,
         "throughput": f"closed loop, prompts of {PROMPT} tokens, answers of {SHORTEST} to {LONGEST}; medians "
@@ -40,19 +39,14 @@ def run(stream_interval: int | None = None) -> dict[str, Any]:
     }
 
 
-async def _measure(bare: Bare, address: str) -> list[dict[str, Any]]:
-    load = Load(address)
-
-    async def triton(order: Order) -> Outcome:
+def _measure(bare: Bare, load: Load) -> list[dict[str, Any]]:
+    def triton(order: Order) -> Outcome:
         requests = [load.request(text, n) for text, n in zip(order["texts"], order["tokens"], strict=True)]
         if "arrivals" in order:
-            seconds, answers = await open_loop(load, requests, order["arrivals"])
+            seconds, answers = load.open_loop(requests, order["arrivals"])
         else:
-            seconds, answers = await closed_loop(load, order["concurrency"], requests)
+            seconds, answers = load.closed_loop(order["concurrency"], requests)
         return seconds, [a.ttft for a in answers], sum(a.tokens for a in answers)
-
-    async def alone(order: Order) -> Outcome:
-        return await asyncio.to_thread(bare.round, order)
 
     rows = []
     for concurrency, count in REQUESTS.items():
@@ -61,10 +55,10 @@ async def _measure(bare: Bare, address: str) -> list[dict[str, Any]]:
         for number in range(ROUNDS + 1):
             seed = 1000 * concurrency + number
             throughput, latency = _closed(concurrency, count, seed), _probes(concurrency, seed)
-            for name, one in (("bare", alone), ("triton", triton)):
-                seconds, _, tokens = await one(throughput)
+            for name, one in (("bare", bare.round), ("triton", triton)):
+                seconds, _, tokens = one(throughput)
                 assert tokens == sum(throughput["tokens"])
-                _, ttft, _ = await one(latency)
+                _, ttft, _ = one(latency)
                 if number:  # the first round warms up
                     speeds[name].append(tokens / seconds)
                     firsts[name] += ttft[concurrency - 1 :]
@@ -82,7 +76,6 @@ async def _measure(bare: Bare, address: str) -> list[dict[str, Any]]:
             }
         )
         print(rows[-1], file=sys.stderr, flush=True)
-    await load.close()
     return rows
 
 
