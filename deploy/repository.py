@@ -10,6 +10,7 @@ a repository needs lies inside it: paths in `config.pbtxt` are relative to its r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from deploy.check import check_repository
 from deploy.pbtxt import CONFIG, ensemble_config, model_config, write_config
 from toolchain.errors import PackageError, os_error
 
-__all__ = ["RepositorySettings", "check_repository", "render_openvino"]
+__all__ = ["RepositorySettings", "check_repository", "models_digest", "render_openvino"]
 
 SOURCES = Path(__file__).parent / "triton_repo"
 TOKENIZER = "preprocessing/1/tokenizer"
@@ -99,6 +100,14 @@ def render_openvino(out_dir: Path, settings: RepositorySettings) -> None:
     except OSError as error:
         raise os_error(error, "write the model repository") from error
     check_repository(out_dir)
+
+
+def models_digest() -> str:
+    """sha256 of the sources of the models: a repository is made anew when they change."""
+    digest = hashlib.sha256()
+    for file in sorted(SOURCES.rglob("*.py")):
+        digest.update(f"{file.relative_to(SOURCES)} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _configs(settings: RepositorySettings) -> dict[str, object]:

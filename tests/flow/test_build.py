@@ -447,7 +447,7 @@ def test_a_disk_that_fills_up_while_the_engine_is_written(half: Place, finished:
     assert again.digests == finished.run.digests
 
 
-@pytest.mark.xfail(strict=True, reason="a stage's writers name their file, not the disk that it is on")
+@pytest.mark.slow
 def test_a_full_disk_is_named(half: Place, disk: Any) -> None:
     half.store.rename(half.path / "kept")
     *_, full = disk(half, "mount_it 12m", f"cp -a kept/. '{half.store}'", shell_build(half))

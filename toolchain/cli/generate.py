@@ -23,7 +23,7 @@ def generate(
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float | None, typer.Option(help="0 or none: greedy.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: greedy, as without any of these.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this mass.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repetition.")] = None,

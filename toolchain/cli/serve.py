@@ -56,7 +56,7 @@ def serve(
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
-        triton=find_triton(tritonserver),
+        triton=find_triton(tritonserver) if tritonserver else None,
         timeout_s=timeout,
         exit_timeout_s=drain,
         on_log=None if quiet else (lambda line: typer.echo(line, err=True)),

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from toolchain.errors import BuildError, LlmbuildError, UsageError, os_error
+from toolchain.errors import BuildError, LlmbuildError, StoreError, UsageError, os_error
 from toolchain.pipeline.collect import sweep
 from toolchain.pipeline.measure import Meter
 from toolchain.pipeline.record import Record, llmbuild_version, now
@@ -175,6 +175,8 @@ def _check_sources(stage: Stage, store: Store, digests: Mapping[str, str]) -> No
 def _explained(error: Exception, stage: Stage, store: Store) -> Exception:
     """The error to raise for what a stage raised: a full disk has many faces."""
     if isinstance(error, LlmbuildError):
+        if isinstance(error, StoreError) and error.where is None:
+            error.where = str(store.root)  # a failing write() names no file
         return error
     doing = f"run stage {stage.name}"
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

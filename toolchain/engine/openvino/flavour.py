@@ -52,11 +52,13 @@ class OpenVINO:
 
     def repository_config(self, recipe: Recipe) -> Config:
         """Limits, scheduling and arithmetic: everything that a restart can change without a new engine."""
+        from deploy.repository import models_digest
         from toolchain.engine.openvino import plugin_properties
 
         engine, deploy = recipe.engine, recipe.deploy
         return {
             "precision": engine.precision,
+            "models": models_digest(),
             "plugin_properties": plugin_properties(
                 engine.precision, engine.kv_cache.dtype, engine.num_threads
             ),
@@ -80,7 +82,7 @@ class OpenVINO:
 
         spec = load_spec(engine)
         values = dict(config)
-        del values["flavour"]
+        del values["flavour"], values["models"]
         precision = values.pop("precision")
         values["max_seq_len"] = values["max_seq_len"] or spec.max_position_embeddings
         pad_id = spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0)

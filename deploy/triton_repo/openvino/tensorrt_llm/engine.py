@@ -149,7 +149,8 @@ class Engine:
 
     def _read_all(self, report: Report) -> None:
         wanted = self._stream_interval()
-        for running in list(self._running.values()):
+        # Whoever waits for a first token waits for nobody else's response.
+        for running in sorted(self._running.values(), key=lambda running: running.sent_any):
             chunk = self._read(running, wanted)
             if chunk is not None:
                 report.chunks.append(chunk)
@@ -175,12 +176,12 @@ class Engine:
             if token in running.sequence.end_ids:
                 running.met_end = True  # never part of the output; the pipeline stops by itself
                 continue
-            piece = Piece(token, log_prob, running.text.push(token))
+            new_text = running.text.push(token)
             if running.stops is None:
-                _append(running.unsent, [piece])
+                _append(running.unsent, token, log_prob, new_text)
                 continue
-            pieces, text, stopped = running.stops.push(piece)
-            _append(running.unsent, pieces)
+            pieces, text, stopped = running.stops.push(Piece(token, log_prob, new_text))
+            _append_all(running.unsent, pieces)
             running.unsent.text += text
             if stopped:
                 return True
@@ -194,7 +195,7 @@ class Engine:
             chunk.error = "the KV cache ran full and the engine dropped the sequence"
             return chunk
         if running.stops is not None:
-            _append(chunk, running.stops.finish())
+            _append_all(chunk, running.stops.finish())
         chunk.text += running.text.finish()
         return _finished(running, "stop" if running.met_end else "length")
 
@@ -229,11 +230,15 @@ def _finished(running: Running, reason: str) -> Chunk:
     return running.unsent
 
 
-def _append(chunk: Chunk, pieces: list[Piece]) -> None:
+def _append(chunk: Chunk, token: int, log_prob: float, text: str) -> None:
+    chunk.tokens.append(token)
+    chunk.log_probs.append(log_prob)
+    chunk.text += text
+
+
+def _append_all(chunk: Chunk, pieces: list[Piece]) -> None:
     for piece in pieces:
-        chunk.tokens.append(piece.token)
-        chunk.log_probs.append(piece.log_prob)
-        chunk.text += piece.text
+        _append(chunk, piece.token, piece.log_prob, piece.text)
 
 
 def _scheduler_config(settings: EngineSettings) -> openvino_genai.SchedulerConfig:

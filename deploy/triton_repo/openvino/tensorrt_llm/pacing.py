@@ -4,8 +4,8 @@ A token that is sent alone is seen soonest, but each response costs CPU time tha
 with: the Triton model makes tensors, the ensemble hands them on, the gRPC thread writes them. What one step's
 responses cost is to stay a small share of what the machine can do in one step.
 
-With 2 cores a 144 M int4 model gets 1 token a response for 1 sequence (steps of 8 ms), 2 for 8 (18 ms), 4 for
-32 (34 ms); a 7 M model with steps of 1 ms gets 4 tokens for 1 sequence, and 8 for many.
+With 2 cores a 144 M int4 model gets 4 tokens a response for 1 sequence (steps of 7 ms), 8 for 8 (20 ms) and
+for 32 (36 ms), as does a 7 M model with steps of 1 ms.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import math
 RESPONSE_S = 0.0004
 """CPU time of a response in the server, through an ensemble to gRPC: about 0.4 ms on a server's core."""
 
-SHARE = 0.05
-"""Of all cores' time: what responses may cost."""
+SHARE = 0.008
+"""Of all cores' time: what responses may cost. The engine loses about twice that: its threads wait for each
+other in every layer, so that work which holds up one of them holds up all."""
 
 SENDER_SHARE = 0.5
 """Of one core's time: what responses may cost however many cores there are, as one thread sends them all."""
 
 MOST_TOKENS = 8
-LONGEST_S = 0.15
+LONGEST_S = 0.3
 """No response waits for more tokens than this, nor longer: text is to flow, whatever it costs."""
 
 _WEIGHT = 0.1  # of the latest step in the average

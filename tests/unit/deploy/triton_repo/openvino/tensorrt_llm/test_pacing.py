@@ -13,14 +13,14 @@ CORES = st.integers(1, 256)
 @pytest.mark.parametrize(
     ("streams", "step_ms", "tokens"),
     [
-        (1, 8, 1),
-        (8, 18, 2),
-        (32, 34, 4),
-        (1, 1, 4),
-        (8, 2, 8),
-        (32, 5, 8),
+        (1, 7, 4),
+        (1, 30, 1),
+        (8, 20, 8),
+        (32, 36, 8),
+        (32, 70, 4),  # no response waits longer than 300 ms
+        (1, 1, 8),
         (0, 8, 1),
-        (32, 100, 1),  # a large model: the wait counts
+        (32, 200, 1),  # a large model: the wait counts
         (1, 0, 1),  # no step was measured yet
     ],
 )
