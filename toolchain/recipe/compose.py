@@ -244,7 +244,8 @@ def anchor_paths(tree: Table, directory: Path) -> Table:
 
     tree = _map_leaf(tree, ("model", "source"), source)
     tree = _map_leaf(tree, ("quantization", "calibration", "dataset"), dataset)
-    return _map_leaf(tree, ("gates", "perplexity", "dataset"), dataset)
+    tree = _map_leaf(tree, ("gates", "perplexity", "dataset"), dataset)
+    return _map_leaf(tree, ("gates", "kl", "dataset"), dataset)
 
 
 def _map_leaf(tree: Table, path: tuple[str, ...], change: Callable[[str], str]) -> Table:

@@ -159,9 +159,7 @@ def _cache(recipe: Recipe) -> Iterator[Violation]:
 
 def _gates(recipe: Recipe) -> Iterator[Violation]:
     gate = recipe.gates.perplexity
-    if gate is None:
-        return
-    if gate.max is None and gate.max_increase is None:
+    if gate is not None and gate.max is None and gate.max_increase is None:
         yield Violation(
             "gates.perplexity",
             ("gates.perplexity.max", "gates.perplexity.max_increase"),
@@ -170,11 +168,23 @@ def _gates(recipe: Recipe) -> Iterator[Violation]:
             "add `max_increase: 3%`",
         )
     calibration = recipe.quantization.calibration
-    if calibration is not None and calibration.dataset == gate.dataset:
-        yield Violation(
-            "gates.perplexity.dataset",
-            ("quantization.calibration.dataset",),
-            "gates.perplexity.dataset is the calibration text",
-            "a model measured on the text it was fitted to looks better than it is",
-            "name a held-out text",
-        )
+    for name, text in (("perplexity", gate), ("kl", recipe.gates.kl)):
+        if text is None:
+            continue
+        path = f"gates.{name}"
+        if calibration is not None and calibration.dataset == text.dataset:
+            yield Violation(
+                f"{path}.dataset",
+                ("quantization.calibration.dataset",),
+                f"{path}.dataset is the calibration text",
+                "a model measured on the text it was fitted to looks better than it is",
+                "name a held-out text",
+            )
+        if text.stride is not None and text.window is not None and text.stride > text.window:
+            yield Violation(
+                f"{path}.stride",
+                (f"{path}.window",),
+                f"{path}.stride is longer than the window",
+                "text between the windows would be skipped",
+                f"set {path}.stride to {text.window} or less",
+            )

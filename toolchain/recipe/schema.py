@@ -71,19 +71,62 @@ class Deploy(Section):
     )
 
 
-class PerplexityGate(Section):
-    """Perplexity of the quantized model on held-out text. One bound suffices; given both, both must hold."""
+class HeldOutText(Section):
+    """The text that a quality gate measures on, and how it is cut into windows."""
 
     dataset: Dataset = Field(
         description="The held-out text, in the form of quantization.calibration.dataset. It must not be "
         "the calibration text."
     )
+    windows: int = Field(
+        default=16,
+        ge=1,
+        le=65_536,
+        description="Windows of the text that are measured, from its beginning, at most. Time and memory "
+        "grow with it; the standard error of the figures shrinks.",
+    )
+    window: Annotated[int, Field(ge=2, le=1_048_576)] | None = Field(
+        default=None,
+        description="Length of each window, in tokens. null: 2048, or the model's context if that is "
+        "shorter.",
+    )
+    stride: Annotated[int, Field(ge=1, le=1_048_576)] | None = Field(
+        default=None,
+        description="Tokens from the beginning of a window to that of the next. Each token is predicted "
+        "once, so a stride below the window gives each more context, and takes longer. null: the window, "
+        "so that none overlap.",
+    )
+
+    @property
+    def file(self) -> Path | None:
+        """The local file, or None for a data set of the Hub."""
+        return Path(self.dataset.removeprefix("file:")) if self.dataset.startswith("file:") else None
+
+    def same_text(self, other: HeldOutText) -> bool:
+        """Whether both are measured on the same windows."""
+        return all(getattr(self, name) == getattr(other, name) for name in HeldOutText.model_fields)
+
+
+class PerplexityGate(HeldOutText):
+    """Perplexity of the quantized model on held-out text. One bound suffices; given both, both must hold."""
+
     max_increase: Percent | None = Field(
         default=None, description="Largest increase over the unquantized model, as 3%."
     )
     max: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Largest perplexity, as a number."
     )
+
+    @property
+    def largest_increase(self) -> float | None:
+        """`max_increase` as a fraction."""
+        return None if self.max_increase is None else float(self.max_increase.removesuffix("%")) / 100
+
+
+class KlGate(HeldOutText):
+    """KL divergence of the quantized model's next-token distribution from the source's."""
+
+    max: Annotated[float, Field(gt=0)] = Field(description="Largest mean divergence per token, in nats.")
 
 
 class SmokeGate(Section):
@@ -93,9 +136,14 @@ class SmokeGate(Section):
 
 
 class Gates(Section):
-    """What a finished build must pass before it is published."""
+    """What a build must pass: quality before an engine is built, or else the build stops."""
 
-    perplexity: PerplexityGate | None = Field(default=None, description=f"Quality gate. {NOT_YET}")
+    perplexity: PerplexityGate | None = Field(
+        default=None, description="How much worse the quantized model predicts held-out text."
+    )
+    kl: KlGate | None = Field(
+        default=None, description="How far the quantized model's predictions are from the source's."
+    )
     smoke: SmokeGate | None = Field(default=None, description=f"Does it answer at all. {NOT_YET}")
 
 

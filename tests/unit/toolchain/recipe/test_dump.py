@@ -70,6 +70,10 @@ RECIPES = st.fixed_dictionaries(
             perplexity=st.none() | st.fixed_dictionaries(
                 {"dataset": DATASETS, "max": st.floats(0.0, exclude_min=True, allow_infinity=False)}
             ),
+            kl=st.none() | st.fixed_dictionaries(
+                {"dataset": DATASETS, "max": st.floats(0.0, exclude_min=True, allow_infinity=False)},
+                optional={"windows": st.integers(1, 64), "stride": st.none() | st.integers(1, 64)},
+            ),
         ),
     },
 )  # fmt: skip

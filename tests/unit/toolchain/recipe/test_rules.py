@@ -111,3 +111,11 @@ def test_a_perplexity_gate_has_a_bound_and_text_of_its_own() -> None:
     assert broken(gates={"perplexity": {"dataset": "file:/a", "max": 9.5}}) == []
     gates = {"perplexity": {"dataset": CALIBRATION["dataset"], "max_increase": "3%"}}
     assert broken(gates=gates, quantization={"calibration": CALIBRATION}) == ["gates.perplexity.dataset"]
+
+
+def test_a_kl_gate_has_text_of_its_own_and_windows_without_gaps() -> None:
+    kl = {"dataset": CALIBRATION["dataset"], "max": 0.1}
+    assert broken(gates={"kl": kl}, quantization={"calibration": CALIBRATION}) == ["gates.kl.dataset"]
+    kl = {"dataset": "file:/a", "max": 0.1, "window": 512}
+    assert broken(gates={"kl": kl | {"stride": 512}}) == []
+    assert broken(gates={"kl": kl | {"stride": 513}}) == ["gates.kl.stride"]
