@@ -1,0 +1,251 @@
+"""The streamed figures against transformers with the whole model in memory."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.linear import QuantizedLinear
+from toolchain.errors import GateError, ModelError
+from toolchain.gate.evaluate import evaluate
+from toolchain.gate.result import Evaluation
+from toolchain.gate.text import Windows, load_windows
+
+DEMO = Path(__file__).parents[4] / "models" / "demo"
+
+
+def windows(count: int = 5, length: int = 32, stride: int = 32) -> Windows:
+    tokens = torch.randint(96, (1000,), generator=torch.Generator().manual_seed(3))
+    return Windows(tokens.unfold(0, length, stride)[:count].contiguous(), stride)
+
+
+def whole_model(source: Path, checkpoint: Path | None = None) -> Any:
+    """transformers in float32; with the weights that `checkpoint` stands for, if one is given."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    if checkpoint is not None:
+        opened = QuantizedCheckpoint.open(checkpoint)
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is None or (name == "lm_head" and model.config.tie_word_embeddings):
+                continue
+            linear = opened.linear(name)
+            weight.data.copy_(linear.dequantize() if isinstance(linear, QuantizedLinear) else linear)
+    return model
+
+
+@torch.no_grad()
+def reference(source: Any, quantized: Any, cut: Windows) -> dict[str, float]:
+    """The figures by the book: whole logits, one window after the other."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    end = 0
+    for number, tokens in enumerate(cut.tokens):
+        begin = number * cut.stride
+        first = max(1, end - begin)  # tokens that an earlier window did not hold
+        end = begin + len(tokens)
+        one, other = (m(tokens[None]).logits[0, first - 1 : -1].log_softmax(-1) for m in (source, quantized))
+        targets = tokens[first:]
+        sums[0] += F.nll_loss(one, targets, reduction="sum")
+        sums[1] += F.nll_loss(other, targets, reduction="sum")
+        sums[2] += F.kl_div(other, one, log_target=True, reduction="sum")
+        sums[3] += (one.argmax(-1) == other.argmax(-1)).sum()
+    mean = (sums / cut.predicted).tolist()
+    return {
+        "source_perplexity": math.exp(mean[0]),
+        "quantized_perplexity": math.exp(mean[1]),
+        "kl": mean[2],
+        "top1": mean[3],
+    }
+
+
+def assert_equal(figures: Evaluation, wanted: dict[str, float]) -> None:
+    assert {name: getattr(figures, name) for name in wanted} == pytest.approx(wanted, rel=2e-5)
+
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("Llama", {}),
+    ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("Mistral", {"sliding_window": 8}),
+    ("Qwen2", {}),
+    ("Qwen3", {}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
+def test_figures_are_those_of_transformers(
+    family: str, changes: dict[str, Any], save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source = save_model(family, **changes)
+    checkpoint = quantized(source)
+    cut = windows()
+    figures = evaluate(source, checkpoint, cut)
+    one, other = whole_model(source), whole_model(source, checkpoint)
+    assert_equal(figures, reference(one, other, cut))
+    assert figures.increase == pytest.approx(figures.quantized_perplexity / figures.source_perplexity - 1)
+    assert figures.tokens == 5 * 31
+    assert figures.kl > 1e-4  # or nothing was compared
+
+    with torch.no_grad():
+        states = [m(cut.tokens, output_hidden_states=True).hidden_states for m in (one, other)]
+    for layer in range(2):  # after the last, transformers shows the final norm's output
+        errors = [error(states[1][layer + 1], states[0][layer + 1])]
+        one.model.layers[layer].load_state_dict(other.model.layers[layer].state_dict())
+        with torch.no_grad():
+            replaced = one(cut.tokens, output_hidden_states=True).hidden_states[layer + 1]
+        errors.append(error(replaced, states[0][layer + 1]))
+        one.model.layers[layer].load_state_dict(whole_model(source).model.layers[layer].state_dict())
+        found = figures.layers[layer]
+        assert [found.relative_error, found.own_error] == pytest.approx(errors, rel=1e-4)
+
+
+def error(x: Tensor, reference: Tensor) -> float:
+    return float((x - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("stride", [1, 8, 31])
+def test_overlapping_windows_predict_each_token_once(
+    stride: int, save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source = save_model()
+    checkpoint = quantized(source)
+    cut = windows(stride=stride)
+    figures = evaluate(source, checkpoint, cut)
+    assert figures.tokens == 31 + 4 * stride
+    assert_equal(figures, reference(whole_model(source), whole_model(source, checkpoint), cut))
+
+
+def test_chunks_of_logits_make_no_difference(
+    save_model: Callable[..., Path], quantized: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_model()
+    checkpoint = quantized(source)
+    whole = evaluate(source, checkpoint, windows())
+    monkeypatch.setattr("toolchain.gate.evaluate._LOGITS", 7 * 96)
+    monkeypatch.setattr("toolchain.gate.evaluate._BATCH_TOKENS", 64)
+    chunked = asdict(evaluate(source, checkpoint, windows()))
+    layers = chunked.pop("layers")
+    assert chunked == pytest.approx({k: v for k, v in asdict(whole).items() if k != "layers"}, rel=1e-5)
+    assert [layer["relative_error"] for layer in layers] == pytest.approx(
+        [layer.relative_error for layer in whole.layers], rel=1e-5
+    )
+
+
+def test_a_model_beside_itself_has_no_error(save_model: Callable[..., Path]) -> None:
+    source = save_model()
+    figures = evaluate(source, source, windows())
+    assert (figures.kl, figures.increase, figures.increase_error, figures.kl_error) == (0, 0, 0, 0)
+    assert figures.top1 == 1
+    assert {layer.relative_error for layer in figures.layers} == {0}
+
+
+def test_the_standard_error_is_that_of_the_mean_over_windows(
+    save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source = save_model()
+    checkpoint = quantized(source)
+    cut = windows()
+    alone = [evaluate(source, checkpoint, Windows(tokens[None], 32)) for tokens in cut.tokens]
+    assert {figures.kl_error for figures in alone} == {None}
+    together = evaluate(source, checkpoint, cut)
+    kl = torch.tensor([figures.kl for figures in alone])
+    assert together.kl_error == pytest.approx(float(kl.std() / math.sqrt(5)), rel=1e-4)
+    logs = torch.tensor([1 + figures.increase for figures in alone]).log()
+    error = (1 + together.increase) * float(logs.std() / math.sqrt(5))
+    assert together.increase_error == pytest.approx(error, rel=1e-3)
+
+
+def spoil(directory: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name] = change(tensors[name])
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def test_a_damaged_layer_is_the_worst(
+    save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source = save_model(num_hidden_layers=5)
+    checkpoint = quantized(source)
+    before = evaluate(source, checkpoint, windows())
+    spoil(checkpoint, "model.layers.2.mlp.down_proj.weight_scale", lambda scale: scale * 4)
+    after = evaluate(source, checkpoint, windows())
+    assert after.worst()[0].layer == 2
+    assert after.worst()[0].own_error > 1.5 * after.worst()[1].own_error
+    assert after.kl > before.kl
+    assert after.layers[:2] == before.layers[:2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_told_with_its_layer(
+    value: float, save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source = save_model()
+    checkpoint = quantized(source)
+    spoil(checkpoint, "model.layers.1.self_attn.o_proj.weight_scale", lambda s: s * value)
+    with pytest.raises(GateError, match=r"^model\.layers\.1: the quantized model's hidden states") as caught:
+        evaluate(source, checkpoint, windows())
+    assert '"model.layers.1.*"' in str(caught.value)
+    spoil(source, "model.layers.0.mlp.up_proj.weight", lambda weight: weight * value)
+    with pytest.raises(ModelError, match=r"^model\.layers\.0: the source model's hidden states"):
+        evaluate(source, checkpoint, windows())
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source, other = save_model(), save_model(num_hidden_layers=2, intermediate_size=128)
+    with pytest.raises(ModelError, match="differ in intermediate_size, num_hidden_layers"):
+        evaluate(source, quantized(other), windows())
+    with pytest.raises(ModelError, match="the source model is quantized itself"):
+        evaluate(quantized(source), source, windows())
+
+
+def test_figures_survive_json(save_model: Callable[..., Path], quantized: Callable[[Path], Path]) -> None:
+    source = save_model()
+    figures = evaluate(source, quantized(source), windows())
+    assert Evaluation.from_json(figures.to_json()) == figures
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from toolchain.gate.evaluate import evaluate
+from toolchain.gate.text import Windows
+from toolchain.pipeline.measure import Meter
+
+torch.set_num_threads(1)
+windows = Windows(torch.zeros(2, 16, dtype=torch.int64), 16)
+evaluate(Path(sys.argv[1]), Path(sys.argv[1]), windows)  # libraries load, pools fill
+for directory in sys.argv[1:]:
+    meter = Meter()
+    evaluate(Path(directory), Path(directory), windows)
+    print(meter.read()[1])
+"""
+
+
+def test_memory_does_not_grow_with_the_layers(save_model: Callable[..., Path]) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 32}
+    shallow, deep = (save_model(num_hidden_layers=count, **sizes) for count in (2, 10))
+    script = [sys.executable, "-c", PEAK, shallow, deep]
+    output = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    few, many = map(int, output.split())
+    assert many - few < 8 << 20  # a layer is 12 MiB in float32, and there are eight more of each model
+
+
+@pytest.mark.slow
+def test_the_demo_model_has_the_perplexity_of_its_card() -> None:
+    cut = load_windows(DEMO / "heldout.txt", DEMO, vocab_size=4096, context=1024)
+    assert cut.tokens.shape == (27, 1024)
+    figures = evaluate(DEMO, DEMO, cut)
+    assert f"value: {figures.source_perplexity:.4f}\n" in (DEMO / "README.md").read_text()
+    assert figures.kl == 0

@@ -1,0 +1,1 @@
+"""Quality gates: how far a quantized checkpoint is from its source, and whether that is near enough."""

@@ -1,0 +1,68 @@
+"""`Evaluation`: the figures of a quantized checkpoint beside its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far the quantized model's hidden states are from the source's after a decoder layer.
+
+    Args:
+        layer: its index.
+        relative_error: norm of the difference over norm of the source's, all tokens together.
+        own_error: the same if the quantized layer reads what the source's layer reads: what this layer
+            adds by itself.
+    """
+
+    layer: int
+    relative_error: float
+    own_error: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, on `tokens` predictions in `windows` windows of `window` tokens.
+
+    Args:
+        window, stride: tokens.
+        windows: how many.
+        tokens: predictions; perplexity, KL and top-1 are over the same ones.
+        source_perplexity, quantized_perplexity: exp of the mean cross entropy in nats.
+        increase: quantized over source perplexity, less 1.
+        increase_error: standard error of `increase`, from the spread over the windows; both models see the
+            same windows, so it is that of their difference. None for a single window.
+        kl: mean KL divergence of the quantized model's next token from the source's, in nats.
+        kl_error: standard error of `kl`, likewise.
+        top1: share of the predictions at which both models' likeliest token is the same.
+        layers: one entry a layer.
+    """
+
+    window: int
+    stride: int
+    windows: int
+    tokens: int
+    source_perplexity: float
+    quantized_perplexity: float
+    increase: float
+    increase_error: float | None
+    kl: float
+    kl_error: float | None
+    top1: float
+    layers: tuple[LayerError, ...]
+
+    def worst(self, count: int = 5) -> list[LayerError]:
+        """The layers that added most to the error, worst first."""
+        return sorted(self.layers, key=lambda layer: -layer.own_error)[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, which `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Read `to_json()` back."""
+        return cls(**{**values, "layers": tuple(LayerError(**layer) for layer in values["layers"])})
