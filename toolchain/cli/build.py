@@ -28,7 +28,9 @@ def build(
     set_: SetOption = None,
     until: Annotated[
         str | None,
-        typer.Option(help="Stop after this stage: source, quantize, engine or repository.", metavar="STAGE"),
+        typer.Option(
+            help="Stop after this stage: source, quantize, gate, engine or repository.", metavar="STAGE"
+        ),
     ] = None,
     force: Annotated[
         list[str] | None, typer.Option(help="Run this stage even if its output is stored.", metavar="STAGE")
@@ -41,7 +43,8 @@ def build(
 ) -> None:
     """Build a recipe: quantize, make the engine, make the Triton repository; leave artifacts/NAME.
 
-    What was built before is taken from the store; what was interrupted is resumed.
+    What was built before is taken from the store; what was interrupted is resumed. A quantized model that
+    does not pass the recipe's gates ends the build with exit code 4.
 
     Example: llmbuild build configs/demo-int4.yaml --until quantize
     """

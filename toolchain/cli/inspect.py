@@ -61,6 +61,7 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "created": manifest.created,
+        "gates": manifest.gates,
         "stages": [entry.record.to_json() for entry in manifest.stages.values()],
         "bytes": sum(entry.size for entry in manifest.files.values()),
     }

@@ -15,6 +15,7 @@ import typer
 from toolchain.cli import (
     build,
     doctor,
+    evaluate,
     explain,
     generate,
     init,
@@ -57,7 +58,7 @@ def _options(
 
 for panel, verbs in {
     "Recipes": (init.init, ls.ls, show.show, explain.explain, validate.validate, plan.plan),
-    "Artifacts": (build.build, inspect.inspect, serve.serve, generate.generate),
+    "Artifacts": (build.build, inspect.inspect, evaluate.eval, serve.serve, generate.generate),
     "Housekeeping": (doctor.doctor, schema.schema),
 }.items():
     for verb in verbs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import UsageError, combined, file_error
+from toolchain.gate.verdict import GATE_FILE, judge, read_figures, wanted
 from toolchain.pipeline.artifact import publish, require_replaceable
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
@@ -33,7 +34,7 @@ class Built:
     @property
     def complete(self) -> bool:
         """Whether every stage was built, so that the artifact can be served."""
-        return len(self.results) == len(STAGES)
+        return self.results[-1].stage.name == STAGES[-1]
 
     def to_json(self) -> dict[str, Any]:
         """The same as a JSON object."""
@@ -66,25 +67,30 @@ def build_recipe(
     """Build `recipe` and leave `out`/NAME, which links into the store.
 
     Everything that can be known beforehand is checked first: stage names, the plan, the tools, the
-    calibration file, the place of the artifact. A build that stops early (`until`) leaves an artifact of the
-    stages it has.
+    calibration and held-out texts, the place of the artifact. A build that stops early (`until`) leaves an
+    artifact of the stages it has.
 
     Raises:
-        UsageError: there is no such stage, the calibration file cannot be read, or `out` not be written.
+        UsageError: there is no such stage, a text that it needs cannot be read, or `out` not be written.
         PlanError: the recipe cannot work on its device.
         ToolchainError: tools are missing that the stages up to `until` need.
+        GateError: the quantized model does not pass; what was built before stays in the store.
         LlmbuildError: whatever a stage meets.
     """
     for name in filter(None, [until, *force]):
         if name not in STAGES:
             raise UsageError(f"there is no stage {name}", fix=f"the stages are {', '.join(STAGES)}")
+        if name == "gate" and not wanted(recipe.gates):
+            raise UsageError(
+                "the recipe has no gate that measures anything, so there is no stage gate",
+                fix="add gates.perplexity to the recipe (`llmbuild explain gates.perplexity`)",
+            )
     make_plan(recipe).check()
     missing = missing_tools(recipe, until)
     if missing:
         raise combined(missing)
 
-    if until != "source":
-        _require_calibration_file(recipe)
+    _require_texts(recipe, until)
     _require_writable(out)
     require_replaceable(out / recipe.name)
     progress = progress or Silent()
@@ -92,24 +98,40 @@ def build_recipe(
     with store or Store.open() as opened:
         stages = build_stages(recipe, model, revision)
         results = run_pipeline(stages, opened, until=until, force=force, progress=progress)
-        publish(out / recipe.name, results, opened, recipe=dump_recipe(recipe))
+        gates = _passed_gates(recipe, results)
+        publish(out / recipe.name, results, opened, recipe=dump_recipe(recipe), gates=gates)
     return Built(out / recipe.name, results)
 
 
-def _require_calibration_file(recipe: Recipe) -> None:
+def _passed_gates(recipe: Recipe, results: list[StageResult]) -> dict[str, Any]:
+    """What the manifest says of the gates; nothing when the build stopped before them."""
+    for result in results:
+        if result.stage.name == "gate":
+            return judge(recipe.gates, read_figures(result.path / GATE_FILE))
+    return {}
+
+
+def _require_texts(recipe: Recipe, until: str | None) -> None:
+    """Make sure that the texts can be read that the stages up to `until` want."""
+    last = STAGES.index(until or STAGES[-1])
     quant = recipe.quantization
-    file = quant.calibration.file if quant.calibration is not None and quant.method != "none" else None
+    if last >= STAGES.index("quantize") and quant.calibration is not None and quant.method != "none":
+        _require_text(quant.calibration.file, "calibration", "quantization.calibration.dataset")
+    if last >= STAGES.index("gate"):
+        for name, text in wanted(recipe.gates).items():
+            _require_text(text.file, "held-out text", f"gates.{name}.dataset")
+
+
+def _require_text(file: Path | None, kind: str, field: str) -> None:
     if file is None or (file.is_file() and os.access(file, os.R_OK)):
         return
     if not file.exists():
-        what = "there is no such calibration file"
+        what = f"there is no such {kind} file"
     elif not file.is_file():
-        what = "the calibration data is not a regular file"
+        what = f"the {kind} file is not a regular file"
     else:
-        what = "the calibration file cannot be read: check its permissions"
-    raise UsageError(
-        what, where=str(file), fix="set quantization.calibration.dataset to file:PATH, a text or .jsonl file"
-    )
+        what = f"the {kind} file cannot be read: check its permissions"
+    raise UsageError(what, where=str(file), fix=f"set {field} to file:PATH, a text or .jsonl file")
 
 
 def _require_writable(out: Path) -> None:

@@ -69,7 +69,8 @@ def run_pipeline(
     Raises:
         UsageError: a stage is named that is not there, or a source does not exist.
         StoreError: the disk is full or read-only, a stored output is damaged.
-        LlmbuildError: whatever a stage raises; its scratch is kept for the next try.
+        LlmbuildError: whatever a stage raises; its scratch is kept for the next try. Or whatever its check
+            raises; its output is kept.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the same cleaning up.
     """
     progress = progress or Silent()
@@ -79,6 +80,8 @@ def run_pipeline(
         sweep(store)
         for stage in stages:
             results[stage.name] = _bring_up_to_date(stage, store, results, stage.name in force, progress)
+            if stage.check:
+                stage.check(results[stage.name].path)
             if stage.name == until:
                 break
     return list(results.values())

@@ -63,6 +63,8 @@ class Stage:
         config: the values of the recipe that the output depends on, JSON.
         tools: name to version of every tool that the output depends on.
         arch: the accelerator architecture, if and only if the output depends on it.
+        check: looks at the output directory, new or stored, and raises to stop the build there. What it
+            holds against the output is no part of the key.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Stage:
     config: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     arch: str | None = None
+    check: Callable[[Path], None] | None = None
 
     def key(self, digests: Mapping[str, str]) -> str:
         """The sha256 of everything that the output depends on.

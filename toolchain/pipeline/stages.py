@@ -1,4 +1,4 @@
-"""The stages of a build: source -> quantize -> engine -> repository.
+"""The stages of a build: source -> quantize -> gate -> engine -> repository; gate if the recipe has any.
 
 Each function here says what one stage depends on and wraps the package that does the work. A stage's run
 reads only its context, so a value that matters is in its config, and so in its key.
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.engine import flavour
+from toolchain.gate.verdict import GATE_FILE, judge, read_figures, wanted, write_figures
 from toolchain.pipeline.stage import Source, Stage, StageContext
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
-STAGES = ("source", "quantize", "engine", "repository")
+STAGES = ("source", "quantize", "gate", "engine", "repository")
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 """What a model is; other files beside it (cards, texts, original checkpoints) may change freely."""
@@ -36,6 +37,7 @@ def build_stages(recipe: Recipe, model: Path, revision: str | None) -> list[Stag
     return [
         _source(model, revision),
         _quantize(recipe, model),
+        *_gate(recipe, model),
         _engine(recipe),
         _repository(recipe),
     ]
@@ -152,6 +154,58 @@ def _run_quantize(context: StageContext) -> None:
         context.facts["mean_relative_error"] = round(sum(errors) / len(errors), 6)
         context.facts["calibration_tokens"] = report["calibration_tokens"]
         context.facts["calibration_sha256"] = report["calibration"]
+
+
+def _gate(recipe: Recipe, model: Path) -> list[Stage]:
+    """The measurement that the recipe's gates judge; nothing where no gate needs one."""
+    texts = wanted(recipe.gates)
+    if not texts:
+        return []
+    sources = {name: Source(text.file) for name, text in texts.items() if text.file is not None}
+
+    def check(out_dir: Path) -> None:
+        judge(recipe.gates, read_figures(out_dir / GATE_FILE))
+
+    config = {
+        name: {"windows": text.windows, "window": text.window, "stride": text.stride}
+        | {"form": Path(text.dataset).suffix}  # which decides how the file is read
+        for name, text in texts.items()
+    }
+    return [
+        Stage(
+            name="gate",
+            version=1,
+            run=_run_gate,
+            inputs=("quantize",),
+            sources={"model": Source(model, MODEL_FILES)} | sources,
+            config=config,
+            tools=versions("torch", "tokenizers"),
+            check=check,
+        )
+    ]
+
+
+def _run_gate(context: StageContext) -> None:
+    from toolchain.gate.run import measure
+
+    measured = {
+        name: measure(
+            context.inputs["model"],
+            context.inputs["quantize"],
+            context.inputs[name],
+            window=text["window"],
+            stride=text["stride"],
+            limit=text["windows"],
+            progress=context.progress,
+        )
+        for name, text in context.config.items()
+    }
+    write_figures(context.out_dir / GATE_FILE, measured)
+    first = next(iter(measured.values()))
+    context.facts["perplexity"] = round(first.quantized_perplexity, 4)
+    context.facts["increase"] = round(first.increase, 6)
+    context.facts["kl"] = round(first.kl, 6)
+    context.facts["top1"] = round(first.top1, 6)
 
 
 def _engine(recipe: Recipe) -> Stage:

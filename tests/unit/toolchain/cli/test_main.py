@@ -44,7 +44,7 @@ def broken(tmp_path):
 
 def test_the_verbs_are_all_there():
     wanted = {"init", "ls", "show", "validate", "plan", "build", "inspect", "serve", "generate"}
-    assert {words[0] for words in VERBS} >= wanted | {"store", "doctor", "schema"}
+    assert {words[0] for words in VERBS} >= wanted | {"eval", "store", "doctor", "schema"}
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -123,7 +123,7 @@ def test_gpu_recipe_without_its_tools_exits_with_5_before_any_work(tmp_path):
 def test_unknown_stage_names_the_stages():
     result = llmbuild("build", "demo-int4", "--until", "quantise")
     assert result.exit_code == 2
-    assert "source, quantize, engine, repository" in result.stderr
+    assert "source, quantize, gate, engine, repository" in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["inspect", "serve", "generate"])
@@ -389,6 +389,104 @@ def test_a_tokenizer_that_cannot_serve_is_found_first(spoil, said, model, tmp_pa
     assert str(model) in result.stderr
     assert "fix:" in result.stderr
     assert "finite" not in result.stderr  # no weight was read
+
+
+HELDOUT = CONFIGS.parent / "models" / "demo" / "heldout.txt"
+
+
+def gated(tmp_path, *options, **gates):
+    """Build up to the gate, unquantized: a few small windows, and thresholds for them."""
+    given = {"windows": 2, "window": 64, "max_increase": "null"} | gates
+    sets = [f"gates.perplexity.{name}={value}" for name, value in given.items()] + [
+        "quantization.method=none"
+    ]
+    until = ["--until", "gate"] if "--until" not in options else []
+    return build(tmp_path, *until, *options, *(word for text in sets for word in ("--set", text)))
+
+
+def test_a_gate_stops_the_build_until_its_threshold_allows_what_was_measured(tmp_path):
+    artifact = tmp_path / "artifacts" / "demo-int4"
+    failed = gated(tmp_path, "--until", "repository", max=2)
+    assert failed.exit_code == 4
+    assert "gates.perplexity.max: the perplexity is" in failed.stderr
+    assert len(re.findall(r"layer +\d+ +0.00% by itself", failed.stderr)) == 5
+    assert "engine:" not in failed.stderr
+    assert not artifact.exists()
+
+    passed = gated(tmp_path, max=1000)
+    assert passed.exit_code == 0
+    assert "gate: cached" in passed.stderr  # judged anew, not measured anew
+    gates = json.loads(llmbuild("inspect", artifact, "--json").stdout)["gates"]
+    assert gates["perplexity"]["passed"] is True
+    assert gates["perplexity"]["increase"] == 0
+    assert json.loads((artifact / "gate" / "gate.json").read_text())["perplexity"]["windows"] == 2
+
+    again = gated(tmp_path, max=2)
+    assert again.exit_code == 4
+    assert "gate: cached" in again.stderr
+    assert "gate: running" in gated(tmp_path, max=1000, stride=32).stderr
+
+
+def test_a_failed_gate_says_so_in_json(tmp_path):
+    result = gated(tmp_path, "--json", max=2)
+    error = json.loads(result.stdout)["error"]
+    assert (error["kind"], error["exit_code"], error["where"]) == ("gate", 4, "gates.perplexity.max")
+
+
+@pytest.mark.parametrize("bad", ["none", "/dev/null", "."])
+def test_held_out_text_is_looked_for_before_any_work(bad, tmp_path):
+    result = gated(tmp_path, dataset=f"file:{bad}")
+    assert result.exit_code == 2
+    assert "gates.perplexity.dataset" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_held_out_text_of_the_hub_is_not_fetched(tmp_path):
+    result = gated(tmp_path, dataset="hf:owner/name", max=9)
+    assert result.exit_code == 5
+    assert "cannot fetch the held-out data set hf:owner/name" in result.stderr
+    assert gated(tmp_path, "--until", "source", dataset="hf:owner/name", max=9).exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--until", "--force"])
+def test_without_gates_there_is_no_stage_gate(option, tmp_path):
+    result = build(tmp_path, option, "gate", "--set", "gates.perplexity=null")
+    assert result.exit_code == 2
+    assert "the recipe has no gate" in result.stderr
+
+
+def test_eval_of_a_checkpoint_and_of_an_artifact(model, tmp_path):
+    options = ["--dataset", f"file:{HELDOUT}", "--window", "64", "--windows", "2"]
+    shown = llmbuild("eval", model, "--source", model, *options)
+    assert shown.exit_code == 0
+    assert "126 tokens predicted, windows of 64, stride 64" in shown.stdout
+    figures = json.loads(llmbuild("eval", model, "--source", model, *options, "--json").stdout)
+    assert f"{figures['source_perplexity']:.4f}" in shown.stdout
+    assert (figures["kl"], figures["top1"]) == (0, 1)
+
+    assert gated(tmp_path, max=1000).exit_code == 0
+    artifact = tmp_path / "artifacts" / "demo-int4"
+    assert json.loads(llmbuild("eval", artifact, *options, "--json").stdout) == figures
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "does not say which model it was made from"),
+        (["--source", "./none"], "./none does not exist"),
+        (["--dataset", "heldout.txt"], "file:heldout.txt"),
+        (["--dataset", "file:none.txt"], "cannot read the held-out text"),
+        (["--window", "2000"], "the model's context of 1024"),
+        (["--window", "8", "--stride", "9"], "a stride of 9 tokens"),
+    ],
+)
+def test_eval_of_what_cannot_be_measured(options, said, model):
+    source = [] if not options or "--source" in options else ["--source", str(model)]
+    dataset = [] if "--dataset" in options else ["--dataset", f"file:{HELDOUT}"]
+    result = llmbuild("eval", model, *source, *dataset, *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "fix:" in result.stderr
 
 
 def test_a_model_that_is_a_file(tmp_path):

@@ -1,10 +1,11 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from toolchain.errors import BuildError, QuantizeError, StoreError, UsageError
+from toolchain.errors import BuildError, GateError, QuantizeError, StoreError, UsageError
 from toolchain.pipeline.runner import run_pipeline
 from toolchain.pipeline.stage import Source, Stage
 
@@ -40,6 +41,23 @@ def test_a_stage_that_comes_out_the_same_leaves_later_stages_cached(toy, store):
 def test_until_stops_after_the_stage(toy, store):
     assert [r.stage.name for r in run_pipeline(toy.stages(), store, until="parts")] == ["parts"]
     assert "joined" not in toy.done()
+
+
+def test_a_check_looks_at_new_and_stored_output_and_stops_the_build(toy, store):
+    parts, joined = toy.stages()
+    seen = []
+
+    def refuse(path):
+        seen.append((path / "sub" / "0.txt").read_text()[:9])
+        raise GateError("not good enough")
+
+    for _ in range(2):
+        with pytest.raises(GateError, match="not good enough"):
+            run_pipeline([replace(parts, check=refuse), joined], store)
+    assert seen == ["0: a text"] * 2
+    assert toy.done() == ["part0", "part1", "part2"]  # measured once, and nothing after it
+    results = run_pipeline([replace(parts, check=lambda path: None), joined], store)
+    assert [r.outcome for r in results] == ["cached", "run"]
 
 
 @pytest.mark.parametrize("options", [{"until": "part"}, {"force": {"part"}}])
