@@ -189,16 +189,17 @@ def quantize_scaled(
     scale_I: Tensor,
     blocks_GII: Tensor | None,
     group_size: int,
-    dtype: torch.dtype,
     *,
     bits: int = 4,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantize W diag(s), with the clip search when `blocks_GII`, the diagonal blocks of X^T X, is given.
 
+    The group scales are values of the weight's dtype.
+
     Returns:
         codes int8 [out, in], scales float32 [out, in / group_size], and the clip ratios, same shape.
     """
-    scaled_OI = weight_OI.float() * scale_I
+    dtype, scaled_OI = weight_OI.dtype, weight_OI.float() * scale_I
     ratios = None
     if blocks_GII is not None:
         scale_GI = scale_I.view(-1, group_size)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from quantize.awq import ScaleSearch, absorb, quantize_scaled, search_scale
-from quantize.linear import QuantizedLinear
+from quantize.awq import absorb, quantize_scaled, search_scale
+from quantize.candidates import Candidate, Scaling, best_of, unscaled
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import InputStatistics
 
@@ -18,10 +16,6 @@ from quantize.statistics import InputStatistics
 @dataclass(frozen=True)
 class Awq:
     """4-bit weights, symmetric, in groups; 16-bit activations.
-
-    The scale of a group's input goes into the norm before it. Where there is none (o_proj, down_proj) it
-    becomes the linear's pre_quant_scale, which TensorRT-LLM applies to these two in any case. Both are
-    stored in the model's dtype; the weights are quantized for the rounded values.
 
     Args:
         group_size: consecutive input channels that share a scale.
@@ -46,83 +40,33 @@ class Awq:
 
     def quantize(self, group: Group, statistics: InputStatistics) -> QuantizedGroup:
         """Search scale and clip on the statistics, and round; never worse than rounding alone."""
-        dtype = next(iter(group.weights.values())).dtype
-        ones_I = torch.ones_like(statistics.magnitude)
-        plain = _Attempt(None, ones_I.to(dtype) if group.pre_quant_scale else None, ones_I)
-        attempts = [(plain, False)]
-        search = ScaleSearch(ones_I, 0.0, False)
-        if group.norm is not None or group.pre_quant_scale:
-            weights = list(group.weights.values())
-            search = search_scale(weights, statistics.magnitude, statistics.sketch, self.group_size, dtype)
-            if group.norm is not None:
-                norm, scale_I = absorb(group.norm, search.scale)
-                scaled = _Attempt(norm, None, scale_I)
-            else:
-                pre_quant_I, scale_I = absorb(ones_I.to(dtype), search.scale)
-                scaled = _Attempt(None, pre_quant_I, scale_I)
-            attempts.append((scaled, False))
+        return best_of(group, statistics, self._candidates(group, statistics))
+
+    def _candidates(self, group: Group, statistics: InputStatistics) -> Iterator[Candidate]:
+        nearest = partial(quantize_scaled, blocks_GII=None, group_size=self.group_size)
+        yield Candidate(unscaled(group), nearest)
+        scaling = searched_scaling(group, statistics)
+        yield Candidate(scaling, nearest)
         if self.clip:
-            attempts.append((attempts[-1][0], True))
-
-        # Search and clip each minimize a part of the error; what counts is the error of the whole.
-        outcomes = [self._round(group, statistics, attempt, clip) for attempt, clip in attempts]
-        best = min(range(len(outcomes)), key=lambda index: sum(outcomes[index].errors.values()))
-        chosen, outcome, rounded = attempts[best][0], outcomes[best], outcomes[0]
-        report = {
-            name: {
-                "alpha": search.alpha if chosen is not plain else 0.0,
-                "weights_in_scale": search.duo if chosen is not plain else False,
-                "mean_clip": outcome.clips[name],
-                "relative_error": _relative(outcome.errors[name], weight, statistics),
-                "relative_error_of_rounding": _relative(rounded.errors[name], weight, statistics),
-            }
-            for name, weight in group.weights.items()
-        }
-        return QuantizedGroup(outcome.linears, chosen.norm, report)
-
-    def _round(self, group: Group, statistics: InputStatistics, attempt: _Attempt, clip: bool) -> _Outcome:
-        linears, errors, clips = {}, {}, {}
-        for name, weight_OI in group.weights.items():
-            codes_OI, scales_OG, ratios_OG = quantize_scaled(
-                weight_OI,
-                attempt.scale,
-                statistics.blocks if clip else None,
-                self.group_size,
-                weight_OI.dtype,
-            )
-            linears[name] = QuantizedLinear(
-                codes_OI,
-                scales_OG,
-                bits=4,
-                pre_quant_scale=attempt.pre_quant_scale,
-                bias=group.biases.get(name),
-            )
-            ideal = QuantizedLinear(codes_OI, scales_OG, bits=4, pre_quant_scale=1 / attempt.scale)
-            change_OI = ideal.dequantize() - weight_OI.float()
-            errors[name] = float((change_OI @ statistics.sketch.t()).square().sum())
-            clips[name] = 1.0 if ratios_OG is None else round(float(ratios_OG.mean()), 4)
-        return _Outcome(linears, errors, clips)
+            yield Candidate(scaling, partial(nearest, blocks_GII=statistics.blocks))
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """A scale of the input channels, float32 [in], and where its inverse is stored."""
+def searched_scaling(group: Group, statistics: InputStatistics) -> Scaling:
+    """AWQ's scale of a group's input, put where the group has a place for it; none where there is none.
 
-    norm: Tensor | None
-    pre_quant_scale: Tensor | None
-    scale: Tensor
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """Quantized linears, each one's squared output error and mean clip ratio."""
-
-    linears: Mapping[str, QuantizedLinear]
-    errors: Mapping[str, float]
-    clips: Mapping[str, float]
-
-
-def _relative(error: float, weight_OI: Tensor, statistics: InputStatistics) -> float:
-    """|| (W' - W) X^T || / || W X^T ||, to six digits, given the squared numerator."""
-    whole = float((weight_OI.float() @ statistics.sketch.t()).square().sum())
-    return float(f"{(error / whole) ** 0.5:.6g}") if whole else 0.0
+    It goes into the norm before the group. Where there is no norm (o_proj, down_proj) it becomes the
+    linear's pre_quant_scale, which TensorRT-LLM applies to these two in any case. Both are stored in the
+    model's dtype; the scale returned is the one that the rounded values leave to the weights.
+    """
+    plain = unscaled(group)
+    target = group.norm if group.norm is not None else plain.pre_quant_scale
+    if target is None:
+        return plain
+    weights = list(group.weights.values())
+    search = search_scale(
+        weights, statistics.magnitude, statistics.sketch, statistics.group_size, weights[0].dtype
+    )
+    folded, scale_I = absorb(target, search.scale)
+    if group.norm is not None:
+        return Scaling(scale_I, norm=folded, alpha=search.alpha, duo=search.duo)
+    return Scaling(scale_I, pre_quant_scale=folded, alpha=search.alpha, duo=search.duo)

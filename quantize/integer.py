@@ -53,13 +53,17 @@ def quantize_groups(
     groups_OGI = in_groups(weight_OI.float().contiguous(), group_size)
     amax_OG = groups_OGI.abs().amax(dim=2)
     scales_OG = group_scales(amax_OG if ratios is None else amax_OG * ratios, bits, dtype)
-    top = 2 ** (bits - 1) - 1
-    codes_OGI = (groups_OGI / scales_OG.unsqueeze(2)).round_().clamp_(-top - 1, top)
+    codes_OGI = grid_codes(groups_OGI, scales_OG.unsqueeze(2), bits)
     return codes_OGI.to(torch.int8).flatten(1), scales_OG
 
 
 def round_to_grid(groups_OGI: Tensor, scales_OG: Tensor, bits: int) -> Tensor:
     """What the groups [out, groups, group_size] become on the grid of `scales_OG`, float32, same shape."""
-    top = 2 ** (bits - 1) - 1
     scales_OG1 = scales_OG.unsqueeze(2)
-    return (groups_OGI / scales_OG1).round_().clamp_(-top - 1, top).mul_(scales_OG1)
+    return grid_codes(groups_OGI, scales_OG1, bits).mul_(scales_OG1)
+
+
+def grid_codes(values: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """The nearest codes of `values` on the grid of `scales` (shapes that broadcast), as floats."""
+    top = 2 ** (bits - 1) - 1
+    return (values / scales).round_().clamp_(-top - 1, top)

@@ -9,6 +9,7 @@ from typing import Any
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration, load_calibration
 from quantize.driver import quantize_model
+from quantize.gptq_method import AwqGptq, Gptq
 from quantize.method import Method
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
@@ -25,8 +26,14 @@ def make_method(name: str, *, group_size: int = 128) -> Method | None:
         return None
     if name == "awq":
         return Awq(group_size=group_size)
+    if name == "gptq":
+        return Gptq(group_size=group_size)
+    if name == "awq_gptq":
+        return AwqGptq(Gptq(group_size=group_size))
     raise QuantizeError(
-        f"the method {name!r} is not available", where="quantization.method", fix="use awq or none"
+        f"the method {name!r} is not available",
+        where="quantization.method",
+        fix="use awq, gptq, awq_gptq or none",
     )
 
 

@@ -1,8 +1,8 @@
 """What quantizers remember of a linear's inputs, so that none of them needs the inputs again.
 
-With G = X^T X, the output error of a changed weight, || (W' - W) X^T ||^2, is a trace over G. Two cheap
-stand-ins for G cover what AWQ asks: a random sketch of X for the error as a whole, and the blocks of G on
-its diagonal for the error that arises within one group of channels.
+With G = X^T X, the output error of a changed weight, || (W' - W) X^T ||^2, is a trace over G. GPTQ needs all
+of G; two cheap stand-ins cover what AWQ asks: a random sketch of X for the error as a whole, and the
+blocks of G on its diagonal for the error that arises within one group of channels.
 """
 
 from __future__ import annotations
@@ -51,3 +51,22 @@ class InputStatistics:
         row_T = torch.randint(_SKETCH_ROWS, (tokens,), generator=self._random)
         sign_T = torch.randint(2, (tokens,), generator=self._random).mul_(2).sub_(1)
         self.sketch.index_add_(0, row_T, x_TI.mul_(sign_T.unsqueeze(1)))
+
+
+class GramStatistics:
+    """What `InputStatistics` remembers, and the whole of G = X^T X: what GPTQ asks.
+
+    Attributes:
+        inputs: the cheap statistics.
+        gram: float32 [in, in].
+    """
+
+    def __init__(self, in_features: int, group_size: int, seed: int) -> None:
+        self.inputs = InputStatistics(in_features, group_size, seed)
+        self.gram = torch.zeros(in_features, in_features)
+
+    def update(self, x_TI: Tensor) -> None:
+        """Take in rows x [tokens, in] of any float dtype."""
+        self.inputs.update(x_TI)
+        x_TI = x_TI.float()
+        self.gram.addmm_(x_TI.t(), x_TI)

@@ -18,7 +18,7 @@ from toolchain.pipeline.stages import STAGES
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
-BUILT_METHODS = frozenset({"none", "awq"})
+BUILT_METHODS = frozenset({"none", "awq", "gptq", "awq_gptq"})
 """Quantization methods that this release performs; a recipe may name others, to be planned."""
 
 

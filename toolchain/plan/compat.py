@@ -7,7 +7,7 @@ from toolchain.errors import PlanError
 from toolchain.model.families import linear_shapes
 from toolchain.model.spec import ModelSpec
 
-GROUPWISE = frozenset({"awq", "gptq", "w4a8_awq"})
+GROUPWISE = frozenset({"awq", "gptq", "awq_gptq", "w4a8_awq"})
 
 
 def parallel_problems(

@@ -272,7 +272,7 @@ def _fit_problems(
 def _gpu_notes(recipe: Recipe, fit: int | None, wanted: int) -> list[str]:
     notes = []
     method, batch = recipe.quantization.method, recipe.engine.max_batch_size
-    if method in {"awq", "gptq", "int4_wo"} and batch >= 8:
+    if method in {"awq", "gptq", "awq_gptq", "int4_wo"} and batch >= 8:
         notes.append(
             f"{method} is weight-only: on a GPU it wins at batch 1 and loses to bf16 or fp8 from about "
             f"batch 8; max_batch_size is {batch}. For throughput on Ada or Hopper, consider method fp8."

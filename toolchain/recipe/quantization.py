@@ -9,9 +9,13 @@ from pydantic import Field
 
 from toolchain.recipe.section import Dataset, Section
 
-Method = Literal["none", "awq", "gptq", "fp8", "int8_sq", "int8_wo", "int4_wo", "w4a8_awq", "nvfp4"]
+Method = Literal[
+    "none", "awq", "gptq", "awq_gptq", "fp8", "int8_sq", "int8_wo", "int4_wo", "w4a8_awq", "nvfp4"
+]
 
-CALIBRATED_METHODS: frozenset[Method] = frozenset({"awq", "gptq", "fp8", "int8_sq", "w4a8_awq", "nvfp4"})
+CALIBRATED_METHODS: frozenset[Method] = frozenset(
+    {"awq", "gptq", "awq_gptq", "fp8", "int8_sq", "w4a8_awq", "nvfp4"}
+)
 """Methods that look at activations, and so cannot work without calibration text."""
 
 
@@ -50,16 +54,17 @@ class Quantization(Section):
 
     method: Method = Field(
         default="none",
-        description="none keeps the source precision. awq and gptq store 4-bit weights and compute in 16 "
-        "bits: smallest, and fastest at low concurrency. w4a8_awq computes in fp8. fp8 and "
-        "nvfp4 quantize activations too: best at high concurrency on GPUs that have them. "
-        "int8_sq is SmoothQuant for GPUs without fp8. int8_wo and int4_wo round weights to "
-        "nearest, without calibration.",
+        description="none keeps the source precision. awq, gptq and awq_gptq store 4-bit weights and "
+        "compute in 16 bits: smallest, and fastest at low concurrency. They cost the same to serve: awq "
+        "scales the input channels that matter, gptq rounds with error feedback, awq_gptq does both. "
+        "w4a8_awq computes in fp8. fp8 and nvfp4 quantize activations too: best at high concurrency on "
+        "GPUs that have them. int8_sq is SmoothQuant for GPUs without fp8. int8_wo and int4_wo round "
+        "weights to nearest, without calibration.",
     )
     group_size: Literal[32, 64, 128] = Field(
         default=128,
-        description="Weights along the input dimension that share one scale (awq, gptq, w4a8_awq). "
-        "Smaller is more exact and larger on disk; 32 runs on the openvino flavour only.",
+        description="Weights along the input dimension that share one scale (awq, gptq, awq_gptq, "
+        "w4a8_awq). Smaller is more exact and larger on disk; 32 runs on the openvino flavour only.",
     )
     kv_cache: Literal["auto", "fp8", "int8"] = Field(
         default="auto",

@@ -98,7 +98,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                 f"engine.flavour is {flavour}, where it would have no effect",
                 f"remove it, or set it to {default}",
             )
-    if quantization.group_size == 32 and quantization.method in ("awq", "gptq", "w4a8_awq"):
+    if quantization.group_size == 32 and quantization.method in ("awq", "gptq", "awq_gptq", "w4a8_awq"):
         yield Violation(
             "quantization.group_size",
             ("engine.flavour", "quantization.method"),

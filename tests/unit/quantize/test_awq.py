@@ -86,7 +86,7 @@ def test_the_clip_search_sees_the_scaled_inputs() -> None:
     blocks = statistics.blocks / (scale.view(2, 1, GROUP) * scale.view(2, GROUP, 1))
     scaled.blocks.copy_(blocks)
     expected = search_clip(weight * scale, scaled.blocks, GROUP, torch.float32)
-    _, _, ratios = quantize_scaled(weight, scale, statistics.blocks, GROUP, torch.float32)
+    _, _, ratios = quantize_scaled(weight, scale, statistics.blocks, GROUP)
     assert ratios is not None
     assert torch.equal(ratios, expected)
 

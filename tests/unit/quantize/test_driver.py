@@ -17,7 +17,9 @@ from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.gptq_method import AwqGptq, Gptq
 from quantize.linear import QuantizedLinear
+from quantize.method import Method
 from toolchain.errors import ModelError, QuantizeError
 
 GROUP = 16
@@ -163,10 +165,52 @@ def test_awq_is_clearly_better_than_rounding_where_channels_stand_out(
     assert awq_error < 0.6 * rounding_error
 
 
-def test_the_same_recipe_gives_the_same_bytes(save_model: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_gptq_leaves_norms_alone_and_stores_ones(
+    family: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save_model(family)
+    out = run(source, tmp_path, method=Gptq(GROUP))
+    assert QuantizedCheckpoint.open(out).quant_algo == "W4A16_AWQ"
+    original, stored = load_file(source / "model.safetensors"), load_file(out / "model.safetensors")
+    by_awq = load_file(run(source, tmp_path, "awq") / "model.safetensors")
+    assert stored.keys() == by_awq.keys()
+    for name, tensor in stored.items():
+        assert (tensor.dtype, tensor.shape) == (by_awq[name].dtype, by_awq[name].shape)
+        if name.endswith("norm.weight"):
+            assert torch.equal(tensor, original[name])
+        if name.endswith("pre_quant_scale"):
+            assert torch.equal(tensor, torch.ones_like(tensor))
+
+
+METHODS = [Awq(GROUP), Gptq(GROUP), AwqGptq(Gptq(GROUP))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_recipe_gives_the_same_bytes(
+    method: Method, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
     source = save_model()
-    first, second = run(source, tmp_path, "a"), run(source, tmp_path, "b")
+    first = run(source, tmp_path, "a", method=method)
+    second = run(source, tmp_path, "b", method=method)
     assert files_of(first) == files_of(second)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_after_a_layer_and_resumed_it_gives_the_same_bytes(
+    method: Method, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    class StopAtOnce(Recorder):
+        def advance(self, amount: int = 1) -> None:
+            raise KeyboardInterrupt
+
+    source = save_model()
+    expected = files_of(run(source, tmp_path, "whole", method=method))
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path, method=method, events=StopAtOnce())
+    events = Recorder()
+    assert files_of(run(source, tmp_path, method=method, events=events)) == expected
+    assert events.started == ("quantize", 2, "layers", 1)
 
 
 def test_other_calibration_gives_other_bytes(save_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -233,6 +277,7 @@ def test_a_resumed_run_tells_what_is_done(save_model: Callable[..., Path], tmp_p
     [
         ({"calibration": calibration(seed=5)}, "calibration: '[0-9a-f]{64}' there"),
         ({"method": Awq(group_size=32)}, "'group_size': 16"),
+        ({"method": AwqGptq(Gptq(GROUP))}, "'method': 'awq_gptq'"),
         ({"exclude": ["model.layers.0.*"]}, "excluded: "),
     ],
 )

@@ -43,6 +43,14 @@ def test_another_dtype_than_the_stored_is_refused(save_model: Callable[..., Path
         )
 
 
+@pytest.mark.parametrize("name", ["awq", "gptq", "awq_gptq"])
+def test_a_method_carries_its_name_and_group_size(name: str) -> None:
+    method = make_method(name, group_size=64)
+    assert method is not None
+    assert method.group_size == 64
+    assert method.parameters()["method"] == name
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(QuantizeError, match="method 'magic' is not available"):
         make_method("magic")

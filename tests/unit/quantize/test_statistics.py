@@ -1,6 +1,6 @@
 import torch
 
-from quantize.statistics import InputStatistics
+from quantize.statistics import GramStatistics, InputStatistics
 
 
 def observed(x: torch.Tensor, group_size: int, batches: int = 1) -> InputStatistics:
@@ -33,3 +33,14 @@ def test_the_sketch_preserves_output_errors() -> None:
 def test_a_seed_gives_one_sketch() -> None:
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(2))
     assert torch.equal(observed(x, 4, batches=2).sketch, observed(x, 4, batches=2).sketch)
+
+
+def test_the_gram_matrix_is_exact_and_leaves_the_inputs_alone() -> None:
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(4)).bfloat16()
+    statistics = GramStatistics(12, 4, seed=3)
+    before = x.clone()
+    for batch in x.chunk(3):
+        statistics.update(batch)
+    torch.testing.assert_close(statistics.gram, x.float().t() @ x.float())
+    assert torch.equal(statistics.inputs.sketch, observed(x, 4, batches=3).sketch)
+    assert torch.equal(x, before)

@@ -85,7 +85,7 @@ class CheckpointWeights:
                 f"cannot run a tensor of dtype {dtype}",
                 where=name,
                 why=f"the openvino flavour reads {', '.join(_WIDEN)} and packed int4 (W4A16_AWQ)",
-                fix="quantize with method awq or none",
+                fix="quantize with method awq, gptq, awq_gptq or none",
             )
         self._check_shape(name, expected)
         chunks = partial(_wide_chunks, self.checkpoint.location(name), dtype)

@@ -22,7 +22,7 @@ def test_defaults_break_no_rule() -> None:
     assert broken() == []
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "int8_sq", "w4a8_awq", "nvfp4"])
+@pytest.mark.parametrize("method", ["awq", "gptq", "awq_gptq", "fp8", "int8_sq", "w4a8_awq", "nvfp4"])
 def test_calibrated_methods_need_calibration(method: str) -> None:
     assert broken(quantization={"method": method}) == ["quantization.method"]
     assert broken(quantization={"method": method, "calibration": CALIBRATION}) == []

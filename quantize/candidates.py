@@ -1,0 +1,107 @@
+"""Several ways to quantize one group of linears, and the choice of the one that loses least of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.linear import QuantizedLinear
+from quantize.method import Group, QuantizedGroup
+from quantize.statistics import InputStatistics
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A factor of each input channel of the weights, and where its inverse is stored.
+
+    Args:
+        scale: float32 [in].
+        norm: the norm's weight divided by it, where it goes there.
+        pre_quant_scale: its inverse [in], where the stored form wants one beside each linear.
+        alpha, duo: how it was found, as in `awq.ScaleSearch`.
+    """
+
+    scale: Tensor
+    norm: Tensor | None = None
+    pre_quant_scale: Tensor | None = None
+    alpha: float = 0.0
+    duo: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to quantize a group.
+
+    Args:
+        scaling: what its weights are multiplied by.
+        round: (weight [out, in], scale [in]) to codes int8 [out, in] of the scaled weight, scales float32
+            [out, in / group_size], and the clip ratios of the same shape, None where nothing is clipped.
+    """
+
+    scaling: Scaling
+    round: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def unscaled(group: Group) -> Scaling:
+    """No scaling, stored as ones where the form wants a scale."""
+    weight_OI = next(iter(group.weights.values()))
+    ones_I = torch.ones(weight_OI.shape[1])
+    return Scaling(ones_I, pre_quant_scale=ones_I.to(weight_OI.dtype) if group.pre_quant_scale else None)
+
+
+def best_of(group: Group, statistics: InputStatistics, candidates: Iterable[Candidate]) -> QuantizedGroup:
+    """Quantize the group in every way and keep that of the least output error, the first of equals.
+
+    The searches within each candidate minimize a part of the error; what counts is the error of the whole.
+    The first candidate is plain rounding, which the report compares with.
+    """
+    best: QuantizedGroup | None = None
+    least = torch.inf
+    rounded: dict[str, float] = {}
+    whole = {name: _output_energy(weight_OI.float(), statistics) for name, weight_OI in group.weights.items()}
+    for candidate in candidates:
+        scaling = candidate.scaling
+        linears, errors, clips = {}, {}, {}
+        for name, weight_OI in group.weights.items():
+            codes_OI, scales_OG, ratios_OG = candidate.round(weight_OI, scaling.scale)
+            ideal = QuantizedLinear(codes_OI, scales_OG, bits=4, pre_quant_scale=1 / scaling.scale)
+            errors[name] = _output_energy(ideal.dequantize().sub_(weight_OI), statistics)
+            clips[name] = 1.0 if ratios_OG is None else round(float(ratios_OG.mean()), 4)
+            linears[name] = QuantizedLinear(
+                codes_OI,
+                scales_OG,
+                bits=4,
+                pre_quant_scale=scaling.pre_quant_scale,
+                bias=group.biases.get(name),
+            )
+        rounded = rounded or errors
+        total = sum(errors.values())
+        if best is not None and not total < least:
+            continue
+        least = total
+        report = {
+            name: {
+                "alpha": scaling.alpha,
+                "weights_in_scale": scaling.duo,
+                "mean_clip": clips[name],
+                "relative_error": _relative(errors[name], whole[name]),
+                "relative_error_of_rounding": _relative(rounded[name], whole[name]),
+            }
+            for name in group.weights
+        }
+        best = QuantizedGroup(linears, scaling.norm, report)
+    assert best is not None, "no candidates"
+    return best
+
+
+def _output_energy(matrix_OI: Tensor, statistics: InputStatistics) -> float:
+    """|| M X^T ||^2."""
+    return float((matrix_OI @ statistics.sketch.t()).square().sum())
+
+
+def _relative(error: float, whole: float) -> float:
+    """The root of the quotient, to six digits; 0 for an output that is 0."""
+    return float(f"{(error / whole) ** 0.5:.6g}") if whole else 0.0
