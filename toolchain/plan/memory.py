@@ -136,18 +136,19 @@ def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline
     return layers * heads * KV_DTYPE_BYTES[kv_dtype](spec.head_dim)
 
 
-def quantize_peak_bytes(spec: ModelSpec, samples: int, seq_len: int) -> int:
+def quantize_peak_bytes(spec: ModelSpec, method: str, samples: int, seq_len: int) -> int:
     """Host memory that layer-streaming quantization works in, without the interpreter and libraries.
 
     One decoder layer in float32 with its statistics, or the embedding table, whichever is larger; the
     calibration set's hidden states, the layer's output and attention context beside them, in the model's
-    dtype; a batch's activations. It does not grow with the number of layers. Measured from hidden 512 to
-    2048: within a fifth of this.
+    dtype; a batch's activations. It does not grow with the number of layers. Measured for awq from hidden
+    512 to 2048: within a fifth of this.
     """
     tensors = expected_tensors(spec)
     first = sum(math.prod(shape) for name, shape in tensors.items() if name.startswith("model.layers.0."))
     widest = max(spec.intermediate_size, spec.num_attention_heads * spec.head_dim, spec.hidden_size)
-    layer = 4 * (2 * first + widest * widest)
+    grams = 3 if method.endswith("gptq") else 1  # the matrix, its reordered copy and its factor
+    layer = 4 * (2 * first + grams * widest * widest)
     embedding = math.prod(tensors[EMBEDDING]) * DTYPE_BYTES[spec.dtype]
     hidden_states = samples * seq_len * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     return 3 * hidden_states + max(layer, embedding) + QUANTIZE_BATCH_BYTES

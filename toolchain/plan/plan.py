@@ -175,7 +175,10 @@ def make_plan(recipe: Recipe) -> Plan:
         device=device,
         device_bytes=device_bytes,
         quantize_peak_bytes=memory.quantize_peak_bytes(
-            spec, calibration.samples if calibration else 0, calibration.seq_len if calibration else 0
+            spec,
+            quant.method,
+            calibration.samples if calibration else 0,
+            calibration.seq_len if calibration else 0,
         ),
         problems=problems,
         notes=notes,

@@ -56,8 +56,8 @@ def test_kv_heads_are_duplicated_beyond_their_number():
 
 
 def test_quantize_peak_does_not_grow_with_depth():
-    assert memory.quantize_peak_bytes(spec(), 8, 64) == memory.quantize_peak_bytes(
-        spec(num_hidden_layers=60), 8, 64
+    assert memory.quantize_peak_bytes(spec(), "awq", 8, 64) == memory.quantize_peak_bytes(
+        spec(num_hidden_layers=60), "awq", 8, 64
     )
 
 
