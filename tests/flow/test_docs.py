@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def test_every_command_of_the_docs_runs(page, tmp_path):
     for name in (".venv", "Makefile", "configs", "constraints.txt", "models", "pyproject.toml", "tools"):
         if (ROOT / name).exists():
             (tmp_path / name).symlink_to(ROOT / name)
-    env = os.environ | {"LLMBUILD_STORE": str(tmp_path / "store"), "COLUMNS": "110"}
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "LLMBUILD_STORE": str(tmp_path / "store"), "COLUMNS": "110"}
     shell = subprocess.Popen(
         ["bash", "-c", script(page)], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
