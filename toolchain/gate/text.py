@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.errors import ModelError, UsageError, file_error
+from toolchain.model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,18 +143,7 @@ def _record(line: str, where: str) -> str:
 
 
 def _encode(text: str, model_dir: Path) -> list[int]:
-    from tokenizers import Tokenizer
-
-    file = model_dir / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise ModelError(
-            "the tokenizer cannot be loaded",
-            where=str(file),
-            why=str(error),
-            fix="fetch the model's tokenizer.json again",
-        ) from None
+    tokenizer = load_tokenizer(model_dir)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return list(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -75,9 +75,8 @@ def _check_tokenizer(directory: Path, vocab_size: int) -> None:
     Raises:
         ModelError: it is missing, broken, or belongs to a model with more tokens.
     """
-    from tokenizers import Tokenizer
-
     from toolchain.errors import ModelError
+    from toolchain.model.tokenizer import load_tokenizer
 
     file = directory / "tokenizer.json"
     if not file.is_file() and (directory / "tokenizer.model").is_file():
@@ -95,15 +94,7 @@ def _check_tokenizer(directory: Path, vocab_size: int) -> None:
             why="the server turns text into tokens with it",
             fix="copy it from where the model was published",
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise ModelError(
-            "the tokenizer cannot be loaded",
-            where=str(file),
-            why=str(error),
-            fix="fetch the model's tokenizer.json again",
-        ) from None
+    tokenizer = load_tokenizer(directory)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if largest >= vocab_size:
         raise ModelError(
