@@ -68,7 +68,7 @@ def _write(peer: Peer, kind: str, out: Path) -> None:
             sys.exit(f"{kind}: nothing in the checkpoint is quantized")
         save_file({key: value.contiguous() for key, value in sorted(expected.items())}, made / EXPECTED)
         for file in made.iterdir():  # what no reader of ours looks at
-            if file.suffix in (".log", ".md", ".py", ".jinja") or file.is_dir():
+            if file.suffix in (".log", ".md", ".py", ".yaml") or file.is_dir():
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
         shutil.rmtree(out / kind, ignore_errors=True)
         made.rename(out / kind)
