@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from quantize.awq import absorb, quantize_scaled, search_scale
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
+from quantize.formats.base import W4A16_AWQ, LinearScheme
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import InputStatistics
 
@@ -26,17 +29,22 @@ class Awq:
     clip: bool = True
 
     @property
-    def quant_algo(self) -> str:
-        """ModelOpt's name of the stored form."""
-        return "W4A16_AWQ"
+    def scheme(self) -> LinearScheme:
+        """The stored form."""
+        return LinearScheme(W4A16_AWQ, self.group_size)
 
     def parameters(self) -> dict[str, Any]:
         """The recipe's part of the fingerprint."""
         return {"method": "awq", **asdict(self)}
 
-    def observe(self, in_features: int, seed: int) -> InputStatistics:
+    @property
+    def needs_calibration(self) -> bool:
+        """It looks at activations."""
+        return True
+
+    def observe(self, in_features: int, seed: int, device: torch.device) -> InputStatistics:
         """Empty statistics for inputs of `in_features` channels."""
-        return InputStatistics(in_features, self.group_size, seed)
+        return InputStatistics(in_features, self.group_size, seed, device)
 
     def quantize(self, group: Group, statistics: InputStatistics) -> QuantizedGroup:
         """Search scale and clip on the statistics, and round; never worse than rounding alone."""

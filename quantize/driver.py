@@ -1,51 +1,62 @@
-"""The layer-streaming driver: the calibration set flows from layer to layer, one layer in memory at a time.
-
-Within a layer every group of linears is quantized on inputs that the groups before it, already quantized,
-produce. That takes one forward pass of the layer, in steps, and the gate and up projections once more.
-"""
+"""The layer-streaming driver: calibration flows from layer to layer, one layer in memory at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from quantize.calibration import Calibration
-from quantize.formats.modelopt import Scheme, linear_tensors, write_checkpoint
+from quantize.device import arithmetic, batch_size, choose_device
+from quantize.formats.base import Format, Scheme
+from quantize.formats.checkpoint import FORMATS, check_held, write_checkpoint
 from quantize.formats.tensorfile import StoredTensor, write_text_file
 from quantize.layer import DecoderLayer, rotary_tables
+from quantize.layer_run import LayerRun, LayerSettings
 from quantize.linear import QuantizedLinear
-from quantize.method import Group, Method
-from quantize.selection import check_shapes, excluded_modules
+from quantize.method import Method
+from quantize.selection import ALWAYS_EXCLUDED, Override, assign_methods, check_shapes
+from quantize.states import Saver, States
 from quantize.work import WorkDir
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import (
     EMBEDDING,
-    LinearGroup,
     expected_tensors,
     layer_prefix,
     layer_tensors,
-    linear_groups,
+    linear_shapes,
 )
-from toolchain.model.safetensors_file import read_header
+from toolchain.model.safetensors_file import prefetch, read_header
 from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.progress import Progress, Silent
 
 REPORT_FILE = "quantization_report.json"
 
 # Raise it when the same source and recipe come out as other bytes: states of before are then refused.
-_STATE_VERSION = 1
-# Tokens that go through a step at a time.
-_BATCH_TOKENS = 2048
+_STATE_VERSION = 2
 _SAMPLED_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and within which memory quantization works.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        hidden_memory: bytes of host memory that the calibration set's hidden states may take; more go to a
+            file in the working directory. None for no limit.
+    """
+
+    device: str = "auto"
+    hidden_memory: int | None = None
 
 
 def quantize_model(
@@ -56,22 +67,30 @@ def quantize_model(
     method: Method | None,
     calibration: Calibration | None = None,
     exclude: Sequence[str] = ("lm_head",),
+    overrides: Sequence[Override] = (),
+    kv_cache: str | None = None,
+    form: Format = FORMATS["modelopt"],
+    machine: Machine = Machine(),
     events: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write `source_dir`, quantized, to `out_dir` in ModelOpt's unified Hugging Face form.
+    """Write `source_dir`, quantized, to `out_dir`.
 
     Killed at any instant and called again, it goes on after the last finished layer, and the files come
     out the same. The bytes depend on source, method, calibration and exclusions, and on how the machine
-    multiplies matrices (processor, torch version, number of threads).
+    multiplies matrices (device, torch version, number of threads).
 
     Args:
         source_dir: a plain model of a supported family.
         out_dir: made if need be; whole when it holds `config.json`.
         work_dir: keeps the state to resume from, for this quantization alone; the caller deletes it.
-        method: None copies the tensors as they are.
-        calibration: what the method sees; not needed when `method` is None.
+        method: how linears are quantized for which no override says otherwise; None leaves them alone.
+        calibration: what methods see; not needed where none looks at activations.
         exclude: modules to leave alone: names or glob patterns ("model.layers.0.*", "*.down_proj").
             lm_head and the embedding always are.
+        overrides: other methods for some linears; the first that matches a linear wins.
+        kv_cache: "FP8" or "INT8" to measure the scales of a quantized KV cache as well.
+        form: the file form of the output.
+        machine: where and within which memory it works; the bytes depend on the device alone.
         events: is told of each layer.
 
     Returns:
@@ -79,8 +98,9 @@ def quantize_model(
 
     Raises:
         ModelError: the source is damaged, of another family, or quantized already.
-        QuantizeError: calibration or shapes do not suit the method; NaN or Inf in the activations; the
+        QuantizeError: calibration, shapes or form do not suit the methods; NaN or Inf in the activations; the
             state in `work_dir` belongs to another quantization.
+        ToolchainError: the device is not there.
         StoreError: the file system refuses.
     """
     events = events or Silent()
@@ -91,25 +111,21 @@ def quantize_model(
             "the source model is quantized already",
             where=str(source_dir / "config.json"),
             why="it has a quantization_config",
-            fix="start from the unquantized model",
+            fix="start from the unquantized model, or set quantization.method to none to take it as it is",
         )
     checkpoint.verify(spec)
-    if method is None:
+    methods = assign_methods(spec, method, exclude, overrides)
+    if not methods and kv_cache is None:
         tensors = {name: _stored(checkpoint, name) for name in expected_tensors(spec) if name in checkpoint}
-        write_checkpoint(source_dir, out_dir, tensors, None)
+        write_checkpoint(source_dir, out_dir, tensors, None, form)
         return {"method": {"method": "none"}, "seconds_per_layer": []}
 
-    if calibration is None:
-        raise QuantizeError(
-            "the method needs calibration data",
-            where="quantization",
-            fix="give calibration: {dataset: file:calibration.txt}",
-        )
-    excluded = excluded_modules(spec, exclude)
-    check_shapes(spec, method.group_size, excluded)
-    run = _Run(spec, checkpoint, method, calibration, excluded)
+    check_shapes(spec, methods)
+    scheme = Scheme({name: own.scheme for name, own in methods.items()}, _left_alone(spec, methods), kv_cache)
+    check_held(form, scheme)
+    run = _Run(spec, checkpoint, methods, scheme, form, calibration, choose_device(machine.device))
     work = WorkDir(work_dir, run.fingerprint())
-    seconds = run.layers(work, events)
+    seconds = run.layers(work, machine, events)
 
     tensors = {}
     for name in expected_tensors(spec):
@@ -120,7 +136,7 @@ def quantize_model(
                 for stored_name, entry in read_header(work.layer_file(layer)).items():
                     tensors[stored_name] = StoredTensor(entry.dtype, entry.shape, entry.location)
     report = run.fingerprint() | {
-        "calibration_tokens": calibration.tokens.numel(),
+        "calibration_tokens": 0 if calibration is None else calibration.tokens.numel(),
         "linears": {
             name: facts
             for layer in range(spec.num_hidden_layers)
@@ -129,22 +145,34 @@ def quantize_model(
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     write_text_file(out_dir / REPORT_FILE, json.dumps(report, indent=2) + "\n")
-    write_checkpoint(source_dir, out_dir, tensors, Scheme(method.quant_algo, method.group_size, excluded))
+    write_checkpoint(source_dir, out_dir, tensors, scheme, form)
     return report | {"seconds_per_layer": seconds}
 
 
 class _Run:
-    """One quantization: what stays the same from layer to layer."""
+    """One quantization: what stays the same from layer to layer, and the walk through them."""
 
     def __init__(
         self,
         spec: ModelSpec,
         checkpoint: Checkpoint,
-        method: Method,
-        calibration: Calibration,
-        excluded: Sequence[str],
+        methods: Mapping[str, Method],
+        scheme: Scheme,
+        form: Format,
+        calibration: Calibration | None,
+        device: torch.device,
     ) -> None:
-        length = calibration.tokens.shape[1]
+        self.scheme, self.calibration = scheme, calibration
+        looks = scheme.kv_cache_quant_algo is not None or any(
+            method.needs_calibration for method in methods.values()
+        )
+        if looks and calibration is None:
+            raise QuantizeError(
+                "the method needs calibration data",
+                where="quantization",
+                fix="give calibration: {dataset: file:calibration.txt}",
+            )
+        length = calibration.tokens.shape[1] if calibration is not None and looks else 1
         if length > spec.max_position_embeddings:
             raise QuantizeError(
                 f"calibration sequences of {length} tokens exceed the model's context of "
@@ -152,150 +180,145 @@ class _Run:
                 where="calibration",
                 fix=f"set seq_len to at most {spec.max_position_embeddings}",
             )
-        self.spec, self.checkpoint, self.method, self.calibration = spec, checkpoint, method, calibration
-        self.excluded = frozenset(excluded)
-        stored = checkpoint.dtype(EMBEDDING)
-        # bfloat16 products are exact enough for statistics, and several times faster where the CPU has them.
-        fast = stored == "BF16" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.dtype = torch.bfloat16 if fast else torch.float32
-        self.rotary = rotary_tables(spec, length, self.dtype)
-        size = max(1, _BATCH_TOKENS // length)
-        self.batches = [slice(at, at + size) for at in range(0, calibration.tokens.shape[0], size)]
+        self.looks = looks
+        dtype = arithmetic(checkpoint.dtype(EMBEDDING), device)
+        cos_SR, sin_SR = rotary_tables(spec, length, dtype)
+        self.settings = LayerSettings(
+            spec,
+            checkpoint,
+            methods,
+            form,
+            scheme.kv_cache_quant_algo,
+            0 if calibration is None else calibration.seed,
+            device,
+            dtype,
+            (cos_SR.to(device), sin_SR.to(device)),
+        )
+        count = calibration.tokens.shape[0] if calibration is not None else 0
+        size = batch_size(length, device)
+        self.batches = [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
     def fingerprint(self) -> dict[str, Any]:
         """What the state of an unfinished run must agree in."""
+        settings, calibration = self.settings, self.calibration
+        parameters = {
+            name: json.dumps(method.parameters(), sort_keys=True) for name, method in settings.methods.items()
+        }
+        distinct = dict.fromkeys(parameters.values())
+        everywhere = next(iter(distinct)) if len(distinct) == 1 else None
         return {
             "state_version": _STATE_VERSION,
-            "source": _source_digest(self.checkpoint),
-            "method": self.method.parameters(),
-            "excluded": sorted(self.excluded),
-            "calibration": self.calibration.digest,
-            "seed": self.calibration.seed,
-            "arithmetic": str(self.dtype).removeprefix("torch."),
+            "source": _source_digest(settings.checkpoint),
+            "method": json.loads(everywhere) if everywhere else {"method": "mixed" if distinct else "none"},
+            "methods": {} if everywhere else {name: json.loads(own) for name, own in parameters.items()},
+            "excluded": sorted(self.scheme.exclude_modules),
+            "kv_cache": self.scheme.kv_cache_quant_algo,
+            "format": settings.form.name,
+            "calibration": None if calibration is None else calibration.digest,
+            "seed": settings.seed,
+            "device": settings.device.type,
+            "arithmetic": str(settings.dtype).removeprefix("torch."),
         }
 
     @torch.inference_mode()
-    def layers(self, work: WorkDir, events: Progress) -> list[float]:
+    def layers(self, work: WorkDir, machine: Machine, events: Progress) -> list[float]:
         """Quantize every layer that is not finished yet. Returns the seconds of each."""
-        done, total = work.finished_layers(), self.spec.num_hidden_layers
+        done, total = work.finished_layers(), self.settings.spec.num_hidden_layers
         events.start("quantize", total, "layers", done=done)
         if done == total:
             return []
-        if done == 0 and not work.has_hidden(0):
-            embedding_VH = self.checkpoint.read(EMBEDDING)
-            work.save_hidden(0, F.embedding(self.calibration.tokens, embedding_VH).to(self.dtype))
-            del embedding_VH
-        if not work.has_hidden(done):
-            raise QuantizeError(
-                f"the working directory has lost the hidden states that enter layer {done}",
-                where=str(work.path),
-                fix="delete the directory and run the same command again",
-            )
-        hidden_BSH = work.load_hidden(done)
-        seconds = []
+        hidden, between = self._states(work, machine) if self.looks else (None, None)
+        if hidden is not None:
+            self._enter(done, hidden, work)
+        saver, seconds = Saver(), []
         for index in range(done, total):
             started = time.perf_counter()
-            layer = _LayerRun(self, index)
-            layer.quantize(hidden_BSH)
             if index + 1 < total:
-                work.save_hidden(index + 1, hidden_BSH)
+                self._prefetch(index + 1)
+            layer = LayerRun(self.settings, index)
+            if hidden is None or between is None:
+                layer.quantize_weights()
+            else:
+                layer.quantize(hidden, between, saver.wait)
             work.finish_layer(index, layer.finished, layer.report)
+            if hidden is not None and index + 1 < total and saver.due:
+                saver.start(lambda values=hidden.values, at=index + 1: _keep(work, at, values))  # type: ignore[misc]
             events.advance()
             seconds.append(time.perf_counter() - started)
+        saver.wait()
         return seconds
 
-
-class _LayerRun:
-    """The quantization of one decoder layer.
-
-    Attributes:
-        finished: the layer's tensors in their stored form, by full name.
-        report: by full name of each quantized linear, what the method says of it.
-    """
-
-    def __init__(self, run: _Run, index: int) -> None:
-        self.run, self.index = run, index
-        self.prefix = layer_prefix(index)
-        self.original = {name: run.checkpoint.read(self.prefix + name) for name in layer_tensors(run.spec)}
-        self.layer = DecoderLayer(
-            run.spec, index, {name: tensor.to(run.dtype) for name, tensor in self.original.items()}
+    def _states(self, work: WorkDir, machine: Machine) -> tuple[States, States]:
+        """Space for what enters a layer, and for what its attention makes of it."""
+        spec, settings = self.settings.spec, self.settings
+        assert self.calibration is not None
+        count, length = self.calibration.tokens.shape
+        widths = spec.hidden_size, spec.num_attention_heads * spec.head_dim
+        size = count * length * sum(widths) * settings.dtype.itemsize
+        spill = machine.hidden_memory is not None and size > machine.hidden_memory
+        hidden, between = (
+            States(
+                (count, length, width),
+                settings.dtype,
+                device=settings.device,
+                batches=self.batches,
+                file=work.path / f".{name}.partial" if spill else None,
+            )
+            for name, width in zip(("hidden", "between"), widths, strict=True)
         )
-        self.finished = {self.prefix + name: tensor for name, tensor in self.original.items()}
-        self.report: dict[str, Any] = {}
+        return hidden, between
 
-    def quantize(self, hidden_BSH: Tensor) -> None:
-        """Quantize group by group; `hidden_BSH`, what enters the layer, becomes what leaves it."""
-        layer, rotary = self.layer, self.run.rotary
-        channels = self.run.spec.num_attention_heads * self.run.spec.head_dim
-        context_BSQ = hidden_BSH.new_empty(*hidden_BSH.shape[:2], channels)
+    def _enter(self, layer: int, hidden: States, work: WorkDir) -> None:
+        """Make `hidden` what enters `layer`, from the last states that were saved, or from the tokens."""
+        settings = self.settings
+        latest = work.latest_hidden(layer)
+        if latest is not None:
+            hidden.values.copy_(work.load_hidden(latest))
+        else:
+            assert self.calibration is not None
+            embedding_VH = settings.checkpoint.view(EMBEDDING)
+            for batch in self.batches:
+                hidden.values[batch] = F.embedding(self.calibration.tokens[batch], embedding_VH).to(
+                    settings.dtype
+                )
+        for index in range(latest or 0, layer):
+            finished = self._finished_layer(work, index)
+            for batch, x_BSH in hidden:
+                hidden.write(batch, finished.forward(x_BSH, settings.rotary))
+            hidden.settle()
 
-        def attend(batch: slice) -> Tensor:
-            context_BSQ[batch] = layer.attend(layer.attention_input(hidden_BSH[batch]), rotary)
-            return context_BSQ[batch]
+    def _finished_layer(self, work: WorkDir, index: int) -> DecoderLayer:
+        """A layer that was quantized before, as the forward pass had it."""
+        settings, prefix = self.settings, layer_prefix(index)
+        stored = Checkpoint(work.path, read_header(work.layer_file(index)))
+        linears = linear_shapes(settings.spec)
+        tensors = {}
+        for name in layer_tensors(settings.spec):
+            module = name.removesuffix(".weight")
+            method = settings.methods.get(prefix + module) if module in linears else None
+            if method is None:
+                tensors[name] = stored.read(prefix + name).to(settings.device, settings.dtype)
+            else:
+                linear: QuantizedLinear = settings.form.read_linear(stored, prefix + module, method.scheme)
+                tensors[name] = linear.to(settings.device).dequantize(settings.dtype)
+        return DecoderLayer(settings.spec, index, tensors)
 
-        def end_attention(batch: slice) -> Tensor:
-            hidden_BSH[batch] = layer.after_attention(hidden_BSH[batch], context_BSQ[batch])
-            return layer.mlp_input(hidden_BSH[batch])
+    def _prefetch(self, index: int) -> None:
+        """Ask the kernel to read the layer's weights while this one is worked on."""
+        checkpoint, prefix = self.settings.checkpoint, layer_prefix(index)
+        prefetch(checkpoint.location(prefix + name) for name in layer_tensors(self.settings.spec))
 
-        inputs: dict[str, Callable[[slice], Tensor]] = {
-            "qkv": lambda batch: layer.attention_input(hidden_BSH[batch]),
-            "o": attend,
-            "gate_up": end_attention,
-            "down": lambda batch: layer.activate(layer.mlp_input(hidden_BSH[batch])),
-        }
-        for number, group in enumerate(linear_groups(self.run.spec)):
-            self._quantize_group(number, group, inputs[group.kind])
-        for batch in self.run.batches:
-            activated_BSF = layer.activate(layer.mlp_input(hidden_BSH[batch]))
-            hidden_BSH[batch] = layer.after_mlp(hidden_BSH[batch], activated_BSF)
-            self._check_finite(hidden_BSH[batch], "mlp.down_proj", "output")
 
-    def _quantize_group(self, number: int, group: LinearGroup, inputs: Callable[[slice], Tensor]) -> None:
-        """Show the method the group's inputs, and put its answer into the layer and into `finished`."""
-        names = [name for name in group.members if self.prefix + name not in self.run.excluded]
-        seed = (self.run.calibration.seed << 20) + 4 * self.index + number
-        in_features = self.original[f"{group.members[0]}.weight"].shape[1]
-        statistics = self.run.method.observe(in_features, seed) if names else None
-        for batch in self.run.batches:
-            x_BSI = inputs(batch)
-            self._check_finite(x_BSI, group.members[0], "input")
-            if statistics is not None:
-                statistics.update(x_BSI.flatten(0, 1))
-        if statistics is None:
-            return
+def _keep(work: WorkDir, layer: int, values: torch.Tensor) -> None:
+    work.save_hidden(layer, values)
+    work.drop_hidden(before=layer)
 
-        from_norm = f"{group.source}.weight" in self.original and group.source.endswith("layernorm")
-        whole = len(names) == len(group.members)
-        weights = {name: self.original[f"{name}.weight"] for name in names}
-        biases = {name: self.original[f"{name}.bias"] for name in names if f"{name}.bias" in self.original}
-        norm = self.original[f"{group.source}.weight"] if from_norm and whole else None
-        answer = self.run.method.quantize(Group(weights, biases, norm, not from_norm), statistics)
-        if answer.norm is not None:
-            self._replace(f"{group.source}.weight", answer.norm)
-        for name, linear in answer.linears.items():
-            self._check_scales(name, linear)
-            self.finished |= linear_tensors(self.prefix + name, linear)
-            self.layer.tensors[f"{name}.weight"] = linear.dequantize(self.run.dtype)
-        self.report |= {self.prefix + name: facts for name, facts in answer.report.items()}
 
-    def _replace(self, name: str, tensor: Tensor) -> None:
-        self.finished[self.prefix + name] = tensor
-        self.layer.tensors[name] = tensor.to(self.run.dtype)
-
-    def _check_finite(self, x: Tensor, module: str, side: str) -> None:
-        if not torch.isfinite(x.sum()):
-            raise QuantizeError(
-                f"NaN or Inf in the {side} of the module",
-                where=self.prefix + module,
-                why="the calibration set's activations overflow, or the weights before it are damaged",
-                fix="check the source model's weights; a bfloat16 model cast to float16 overflows like this",
-            )
-
-    def _check_scales(self, name: str, linear: QuantizedLinear) -> None:
-        if not linear.scales.isfinite().all():
-            raise QuantizeError(
-                "the weight holds NaN or Inf", where=self.prefix + name, fix="download the source model again"
-            )
+def _left_alone(spec: ModelSpec, methods: Mapping[str, Method]) -> tuple[str, ...]:
+    """The modules that stay as they are, as the checkpoint lists them."""
+    layers = range(spec.num_hidden_layers)
+    linears = (layer_prefix(layer) + name for layer in layers for name in linear_shapes(spec))
+    return (*ALWAYS_EXCLUDED, *(name for name in linears if name not in methods))
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quantize.awq import quantize_scaled
 from quantize.awq_method import searched_scaling
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
+from quantize.formats.base import W4A16_AWQ, LinearScheme
 from quantize.gptq import Feedback, error_feedback, round_with_feedback
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import GramStatistics
@@ -36,17 +38,22 @@ class Gptq:
     damp: float = 0.01
 
     @property
-    def quant_algo(self) -> str:
-        """ModelOpt's name of the stored form."""
-        return "W4A16_AWQ"
+    def scheme(self) -> LinearScheme:
+        """The stored form."""
+        return LinearScheme(W4A16_AWQ, self.group_size)
 
     def parameters(self) -> dict[str, Any]:
         """The recipe's part of the fingerprint."""
         return {"method": "gptq", **asdict(self)}
 
-    def observe(self, in_features: int, seed: int) -> GramStatistics:
+    @property
+    def needs_calibration(self) -> bool:
+        """It looks at activations."""
+        return True
+
+    def observe(self, in_features: int, seed: int, device: torch.device) -> GramStatistics:
         """Empty statistics for inputs of `in_features` channels."""
-        return GramStatistics(in_features, self.group_size, seed)
+        return GramStatistics(in_features, self.group_size, seed, device)
 
     def quantize(self, group: Group, statistics: GramStatistics) -> QuantizedGroup:
         """Round with feedback; never worse than plain rounding on the statistics."""
@@ -75,22 +82,22 @@ class AwqGptq:
     rounding: Gptq = field(default_factory=Gptq)
 
     @property
-    def quant_algo(self) -> str:
-        """ModelOpt's name of the stored form."""
-        return self.rounding.quant_algo
-
-    @property
-    def group_size(self) -> int:
-        """Consecutive input channels that share a scale."""
-        return self.rounding.group_size
+    def scheme(self) -> LinearScheme:
+        """The stored form."""
+        return self.rounding.scheme
 
     def parameters(self) -> dict[str, Any]:
         """The recipe's part of the fingerprint."""
         return self.rounding.parameters() | {"method": "awq_gptq"}
 
-    def observe(self, in_features: int, seed: int) -> GramStatistics:
+    @property
+    def needs_calibration(self) -> bool:
+        """It looks at activations."""
+        return True
+
+    def observe(self, in_features: int, seed: int, device: torch.device) -> GramStatistics:
         """Empty statistics for inputs of `in_features` channels."""
-        return self.rounding.observe(in_features, seed)
+        return self.rounding.observe(in_features, seed, device)
 
     def quantize(self, group: Group, statistics: GramStatistics) -> QuantizedGroup:
         """Search the scale as AWQ does, and round with feedback; never worse than plain rounding."""

@@ -7,7 +7,7 @@ of the tensors, norms and the softmax in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,23 @@ class DecoderLayer:
         """What q_proj, k_proj and v_proj read, [B, S, H]."""
         return self._norm("input_layernorm", hidden_BSH)
 
-    def attend(self, normed_BSH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """What o_proj reads, [B, S, Q]; `rotary` from `rotary_tables`."""
+    def attend(
+        self,
+        normed_BSH: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        see_cached: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """What o_proj reads, [B, S, Q]; `rotary` from `rotary_tables`.
+
+        `see_cached` is shown the keys and values [B, heads, S, D] as a cache holds them.
+        """
         q_BNSD = self._heads("q", normed_BSH)
         k_BNSD = self._heads("k", normed_BSH)
         v_BNSD = self._heads("v", normed_BSH)
         q_BNSD, k_BNSD = _rotate(q_BNSD, *rotary), _rotate(k_BNSD, *rotary)
-        mask_SS = _window_mask(normed_BSH.shape[1], self.window)
+        if see_cached is not None:
+            see_cached(k_BNSD, v_BNSD)
+        mask_SS = _window_mask(normed_BSH.shape[1], self.window, normed_BSH.device)
         context_BNSD = F.scaled_dot_product_attention(
             q_BNSD, k_BNSD, v_BNSD, attn_mask=mask_SS, is_causal=mask_SS is None, enable_gqa=True
         )
@@ -110,9 +120,9 @@ def _rotate(heads_BNSD: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> Tensor:
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
-def _window_mask(length: int, window: int | None) -> Tensor | None:
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
     """bool [S, S], True where a token may look: the last `window` tokens; None where causal is enough."""
     if window is None or length <= window:
         return None
-    ones_SS = torch.ones(length, length, dtype=torch.bool)
+    ones_SS = torch.ones(length, length, dtype=torch.bool, device=device)
     return ones_SS.tril() & ones_SS.triu(1 - window)

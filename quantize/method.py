@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from quantize.formats.base import LinearScheme
 from quantize.linear import QuantizedLinear
 
 
@@ -61,18 +63,18 @@ class Method(Protocol):
     """A way to quantize the linears of a decoder layer."""
 
     @property
-    def quant_algo(self) -> str:
-        """ModelOpt's name of the stored form, e.g. "W4A16_AWQ"."""
+    def scheme(self) -> LinearScheme:
+        """How its linears are stored. Every linear's input width must divide by the scheme's group size."""
 
     @property
-    def group_size(self) -> int:
-        """Consecutive input channels that share a scale. Every linear's input width must divide by it."""
+    def needs_calibration(self) -> bool:
+        """Whether it looks at activations. Where it does not, `quantize` is given no statistics."""
 
     def parameters(self) -> dict[str, Any]:
         """Everything that decides the method's output, as JSON: part of the resume state's fingerprint."""
 
-    def observe(self, in_features: int, seed: int) -> Any:
-        """Empty `Statistics` for one group's inputs."""
+    def observe(self, in_features: int, seed: int, device: torch.device) -> Any:
+        """Empty `Statistics` for one group's inputs, which will come on `device`."""
 
     def quantize(self, group: Group, statistics: Any) -> QuantizedGroup:
-        """Quantize one group, given the statistics of all its calibration inputs."""
+        """Quantize one group, given the statistics of all its calibration inputs (None without any)."""

@@ -1,11 +1,13 @@
-"""Which linears of a model are quantized, and whether their shapes allow it."""
+"""Which linears of a model are quantized, by which method, and whether their shapes allow it."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from quantize.method import Method
 from toolchain.errors import QuantizeError
 from toolchain.model.families import layer_prefix, linear_shapes
 from toolchain.model.spec import ModelSpec
@@ -14,58 +16,89 @@ ALWAYS_EXCLUDED = ("lm_head", "model.embed_tokens")
 """TensorRT-LLM has no 4-bit form of these; ModelOpt lists them in this order."""
 
 
-def excluded_modules(spec: ModelSpec, patterns: Sequence[str]) -> tuple[str, ...]:
-    """The full names of the modules that stay as they are: `ALWAYS_EXCLUDED`, then what `patterns` match.
+@dataclass(frozen=True)
+class Override:
+    """Another method for some linears.
+
+    Args:
+        modules: a full name, or a glob pattern of full names.
+        method: None leaves them as they are.
+    """
+
+    modules: str
+    method: Method | None
+
+
+def assign_methods(
+    spec: ModelSpec, method: Method | None, exclude: Sequence[str], overrides: Sequence[Override] = ()
+) -> dict[str, Method]:
+    """The method of each linear that is quantized, by full name, in the order of the model.
 
     Args:
         spec: the model.
-        patterns: names or glob patterns of full names.
+        method: for what no pattern matches.
+        exclude: names or patterns of linears that stay as they are, whatever overrides say.
+        overrides: the first that matches wins.
 
     Raises:
-        QuantizeError: a pattern that matches no linear; one that leaves nothing to quantize.
+        QuantizeError: a pattern that matches no linear; patterns that leave nothing to quantize.
     """
     linears = [
         layer_prefix(layer) + name for layer in range(spec.num_hidden_layers) for name in linear_shapes(spec)
     ]
     known = [*ALWAYS_EXCLUDED, *linears]
-    matched: set[str] = set()
-    for pattern in patterns:
-        found = fnmatch.filter(known, pattern)
-        if not found:
-            nearest = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)[0]
-            raise QuantizeError(
-                f"{pattern!r} matches no linear of the model",
-                where="quantization.exclude",
-                fix=f"the nearest name is {nearest}; patterns such as model.layers.0.* work too",
-            )
-        matched.update(found)
-    if matched.issuperset(linears):
+    chosen: dict[str, Method | None] = {}
+    for pattern in exclude:
+        for name in _matching(pattern, known, "quantization.exclude"):
+            chosen.setdefault(name, None)
+    for override in overrides:
+        for name in _matching(override.modules, linears, "quantization.overrides"):
+            chosen.setdefault(name, override.method)
+    assigned = {name: chosen.get(name, method) for name in linears}
+    found = {name: own for name, own in assigned.items() if own is not None}
+    if not found and (method is not None or any(override.method for override in overrides)):
         raise QuantizeError(
             "every linear of the model is excluded",
             where="quantization.exclude",
             fix="exclude less, or set method: none",
         )
-    return (*ALWAYS_EXCLUDED, *(name for name in linears if name in matched))
+    return found
 
 
-def check_shapes(spec: ModelSpec, group_size: int, excluded: Sequence[str]) -> None:
-    """Raise one QuantizeError that names every linear whose shape the 4-bit form cannot hold."""
-    if group_size < 1:
+def _matching(pattern: str, known: Sequence[str], where: str) -> list[str]:
+    """The names that a pattern matches, at least one."""
+    found = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        nearest = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)[0]
         raise QuantizeError(
-            f"a group size of {group_size} is not possible", where="quantization.group_size", fix="use 128"
+            f"{pattern!r} matches no linear of the model",
+            where=where,
+            fix=f"the nearest name is {nearest}; patterns such as model.layers.0.* work too",
         )
-    left_alone = set(excluded)
-    problems = []
-    for name, (rows, columns) in linear_shapes(spec).items():
-        if all(layer_prefix(layer) + name in left_alone for layer in range(spec.num_hidden_layers)):
+    return found
+
+
+def check_shapes(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
+    """Raise one QuantizeError that names every linear whose shape its stored form cannot hold."""
+    shapes = linear_shapes(spec)
+    problems: dict[str, None] = {}
+    for full_name, method in methods.items():
+        name = full_name.split(".", 3)[3]
+        rows, columns = shapes[name]
+        group = method.scheme.group_size
+        if group is None:
             continue
-        if columns % group_size:
-            problems.append(f"{name} has {columns} input channels")
+        if group < 1:
+            raise QuantizeError(
+                f"a group size of {group} is not possible", where="quantization.group_size", fix="use 128"
+            )
+        if columns % group:
+            problems[f"{name} has {columns} input channels, which groups of {group} do not divide"] = None
         if rows % 2:
-            problems.append(f"{name} has {rows} output channels, an odd number")
+            problems[f"{name} has {rows} output channels, an odd number"] = None
     if problems:
         raise QuantizeError(
-            f"the linears do not divide into groups of {group_size}",
+            "the linears do not divide into groups",
             where="quantization.group_size",
             why="; ".join(problems),
             fix="choose a group size that divides them (128 or 64), or exclude these linears",

@@ -5,8 +5,9 @@ In the working directory:
     hidden-00003.safetensors    the hidden states that enter layer 3
     layer-00002.safetensors     layer 2, finished, in its stored form; its report is in the metadata
 
-Every file appears whole or not at all, and hidden states before the layer that they follow: layer i
-being there is the mark that it is finished. A kill at any instant loses at most the layer in work.
+Every file appears whole or not at all: layer i being there is the mark that it is finished. Hidden states are
+saved now and then; those of a later layer follow from them and the finished layers. A kill at any instant
+loses at most the layer in work.
 """
 
 from __future__ import annotations
@@ -60,19 +61,23 @@ class WorkDir:
         write_tensor_file(self._hidden_file(layer), {_HIDDEN: StoredTensor.of(hidden)})
 
     def load_hidden(self, layer: int) -> Tensor:
-        """The hidden states that enter `layer`, in memory of their own."""
+        """The hidden states that enter `layer`, as a map of the file."""
         file = self._hidden_file(layer)
-        return Checkpoint(self.path, read_header(file)).read(_HIDDEN)
+        return Checkpoint(self.path, read_header(file)).view(_HIDDEN)
 
-    def has_hidden(self, layer: int) -> bool:
-        """Whether the hidden states that enter `layer` are there."""
-        return self._hidden_file(layer).exists()
+    def latest_hidden(self, layer: int) -> int | None:
+        """The last layer up to `layer` whose incoming hidden states are there."""
+        return next((at for at in range(layer, -1, -1) if self._hidden_file(at).exists()), None)
+
+    def drop_hidden(self, before: int) -> None:
+        """Remove the hidden states that enter layers before `before`."""
+        for layer in range(before):
+            self._hidden_file(layer).unlink(missing_ok=True)
 
     def finish_layer(self, layer: int, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
-        """Keep a finished layer, then drop the hidden states that entered it."""
+        """Keep a finished layer."""
         stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
         write_tensor_file(self.layer_file(layer), stored, {"report": json.dumps(report)})
-        self._hidden_file(layer).unlink(missing_ok=True)
 
     def layer_report(self, layer: int) -> dict[str, Any]:
         """The report given to `finish_layer`."""

@@ -1,251 +1,263 @@
 """ModelOpt's unified Hugging Face form: the checkpoint that every flavour starts from.
 
 A plain checkpoint whose quantized linears hold codes and scales in place of the weight, described by
-`hf_quant_config.json` and by `quantization_config` in `config.json`. What nvidia-modelopt 0.47 writes for
-W4A16_AWQ is what is written here; TensorRT-LLM's PyTorch backend reads it.
+`hf_quant_config.json` and by `quantization_config` in `config.json`. What nvidia-modelopt 0.47 writes is what
+is written here; TensorRT-LLM's PyTorch backend and vLLM read it.
+
+    quant_algo                 weight                    beside it
+    FP8                        e4m3 [out, in]            weight_scale f32 [], input_scale f32 []
+    FP8_PER_CHANNEL_PER_TOKEN  e4m3 [out, in]            weight_scale f32 [out]
+    W8A8_SQ_PER_CHANNEL        int8 [out, in]            weight_scale f32 [out], input_scale f32 [],
+                                                         pre_quant_scale [in]
+    W8A16                      int8 [out, in]            weight_scale f32 [out]
+    W4A16_AWQ                  uint8 [out / 2, in]       weight_scale f32 [out, in / group],
+                                                         pre_quant_scale [in] of o_proj and down_proj
+    W4A8_AWQ                   uint8 [out / 2, in]       the same, input_scale f32 [], weight_scale_2 f32 []
+    NVFP4                      uint8 [out, in / 2]       weight_scale e4m3 [out, in / 16],
+                                                         weight_scale_2 f32 [], input_scale f32 []
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from quantize.formats.packing import pack_int4_rows, unpack_int4_rows
-from quantize.formats.tensorfile import StoredTensor, write_tensor_file, write_text_file
+from quantize.formats.base import (
+    FP8,
+    FP8_ROWWISE,
+    INT8_SQ,
+    INT8_WO,
+    MIXED,
+    NVFP4,
+    W4A8_AWQ,
+    W4A16_AWQ,
+    Description,
+    LinearScheme,
+    Scheme,
+)
+from quantize.formats.packing import pack_fp4, pack_int4_rows, unpack_fp4, unpack_int4_rows
 from quantize.linear import QuantizedLinear
-from toolchain.errors import ModelError, os_error
-from toolchain.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from toolchain.errors import ModelError
+from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.config_json import read_json_object
 
-W4A16_AWQ = "W4A16_AWQ"
 QUANT_CONFIG_FILE = "hf_quant_config.json"
-SHARD_BYTES = 5_000_000_000
 
 # Loaders recognise the form by this name; the version is that of the form's writer that is followed here.
 _PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 
-# Everything of a source directory, besides config and weights, that a server of the model needs.
-_COMPANIONS = (
-    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "chat_template*", "LICENSE*", "USE_POLICY*"),
-)
+_ALGOS = {
+    W4A16_AWQ: 4,
+    W4A8_AWQ: 4,
+    FP8: 8,
+    FP8_ROWWISE: 8,
+    INT8_SQ: 8,
+    INT8_WO: 8,
+    NVFP4: 4,
+}
+"""quant_algo -> bits of a code."""
+_ROW_PAIRS = (W4A16_AWQ, W4A8_AWQ)
+_FLOAT = {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How a checkpoint is quantized.
+class ModelOpt:
+    """The `Format` of nvidia-modelopt's `export_hf_checkpoint`."""
 
-    Args:
-        quant_algo: ModelOpt's name, e.g. "W4A16_AWQ".
-        group_size: consecutive input channels that share a scale.
-        exclude_modules: full names of modules that stay as they were.
-    """
+    name = "modelopt"
 
-    quant_algo: str
-    group_size: int
-    exclude_modules: tuple[str, ...]
+    def recognises(self, directory: Path, config: Mapping[str, Any]) -> bool:
+        """By `hf_quant_config.json`, or by quant_method."""
+        described = config.get("quantization_config")
+        return (directory / QUANT_CONFIG_FILE).exists() or (
+            isinstance(described, dict) and described.get("quant_method") == "modelopt"
+        )
 
-
-def linear_tensors(module: str, linear: QuantizedLinear) -> dict[str, Tensor]:
-    """The stored tensors of a W4A16_AWQ linear, by full name.
-
-    weight uint8 [out / 2, in], weight_scale float32 [out, in / group_size], and pre_quant_scale [in] and
-    bias [out] where it has them.
-    """
-    tensors = {
-        f"{module}.weight": pack_int4_rows(linear.codes),
-        f"{module}.weight_scale": linear.scales,
-    }
-    if linear.pre_quant_scale is not None:
-        tensors[f"{module}.pre_quant_scale"] = linear.pre_quant_scale
-    if linear.bias is not None:
-        tensors[f"{module}.bias"] = linear.bias
-    return tensors
-
-
-def write_checkpoint(
-    source_dir: Path,
-    out_dir: Path,
-    tensors: Mapping[str, StoredTensor],
-    scheme: Scheme | None,
-    *,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write a checkpoint directory: weights, configuration, tokenizer.
-
-    Weights are copied from where they lie, piece by piece. They are never links to the source: an edit of
-    the source must not reach into the output. `config.json` comes last, so a directory that has one is
-    whole.
-
-    Args:
-        source_dir: the model that configuration and tokenizer come from.
-        out_dir: made if need be.
-        tensors: everything to store, in the order in which it should lie in the files.
-        scheme: None for a plain checkpoint.
-        shard_bytes: the size above which the weights are split into several files.
-
-    Raises:
-        StoreError: the file system refuses.
-    """
-    config = read_json_object(source_dir / "config.json")
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for pattern in _COMPANIONS:
-            for file in sorted(source_dir.glob(pattern)):
-                if file.is_file():
-                    shutil.copyfile(file, out_dir / file.name)
-    except OSError as error:
-        raise os_error(error, "copy the tokenizer and its companions") from error
-    _write_weights(out_dir, tensors, shard_bytes)
-    if scheme is not None:
-        _write_json(out_dir / QUANT_CONFIG_FILE, _quant_config(scheme))
-        config["quantization_config"] = {
-            "ignore": list(scheme.exclude_modules),
-            "quant_algo": scheme.quant_algo,
-            "producer": _PRODUCER,
-            "quant_method": "modelopt",
-        }
-    _write_json(out_dir / "config.json", config)
-
-
-class QuantizedCheckpoint:
-    """A checkpoint directory, plain or in ModelOpt's unified form, linear by linear.
-
-    Attributes:
-        checkpoint: the stored tensors.
-        quant_algo: "W4A16_AWQ", or None for a plain checkpoint.
-        group_size: consecutive input channels that share a scale; None for a plain checkpoint.
-        kv_cache_quant_algo: e.g. "FP8"; None when the cache is not quantized.
-        exclude_modules: names or patterns of modules that are not quantized, as the checkpoint lists them.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, description: Mapping[str, Any]) -> None:
-        self.checkpoint = checkpoint
-        self.quant_algo: str | None = description.get("quant_algo")
-        self.group_size: int | None = description.get("group_size")
-        self.kv_cache_quant_algo: str | None = description.get("kv_cache_quant_algo")
-        self.exclude_modules: tuple[str, ...] = tuple(description.get("exclude_modules", ()))
-        if self.group_size is None and self.quant_algo is not None:
-            self.group_size = self._group_size_of_tensors()
-
-    @classmethod
-    def open(cls, directory: Path) -> QuantizedCheckpoint:
-        """Open `directory`. Raises ModelError when it is damaged, or quantized in a form not known here."""
-        description = _read_description(directory)
-        if description.get("quant_algo") not in (None, W4A16_AWQ):
-            raise ModelError(
-                f"the checkpoint is quantized as {description['quant_algo']}, which cannot be read",
-                where=str(directory),
-                why=f"readable are plain checkpoints and {W4A16_AWQ}",
-                fix="start from the unquantized model",
-            )
+    def scheme(self, directory: Path, config: Mapping[str, Any], checkpoint: Checkpoint) -> Scheme:
+        """From `hf_quant_config.json` if it is there, or else from `config.json`."""
+        description = _description(directory, config)
         if description.get("has_zero_point"):
             raise ModelError(
                 "the checkpoint has zero points, which its form does not store",
                 where=str(directory),
                 fix="start from the unquantized model",
             )
-        return cls(Checkpoint.open(directory), description)
+        algo = description.get("quant_algo")
+        layers = description.get("quantized_layers", {}) if algo == MIXED else {}
+        linears = {}
+        for name in checkpoint.names:
+            module, _, tensor = name.rpartition(".")
+            if tensor != "weight_scale":
+                continue
+            own = layers.get(module, {}) if algo == MIXED else description
+            linears[module] = self._linear_scheme(directory, module, own.get("quant_algo"), checkpoint)
+        return Scheme(
+            linears, tuple(description.get("exclude_modules") or ()), description.get("kv_cache_quant_algo")
+        )
 
-    def read(self, name: str) -> Tensor:
-        """A stored tensor by its full name."""
-        return self.checkpoint.read(name)
+    @staticmethod
+    def _linear_scheme(directory: Path, module: str, algo: Any, checkpoint: Checkpoint) -> LinearScheme:
+        if algo not in _ALGOS:
+            raise ModelError(
+                f"the checkpoint is quantized as {algo}, which cannot be read",
+                where=f"{directory}: {module}",
+                why=f"readable are plain checkpoints and {', '.join(_ALGOS)}",
+                fix="start from the unquantized model",
+            )
+        group = None
+        if _ALGOS[algo] == 4:
+            shape = checkpoint.shape(f"{module}.weight_scale")
+            columns = checkpoint.shape(f"{module}.weight")[1] * (2 if algo == NVFP4 else 1)
+            group = columns // shape[1] if len(shape) == 2 and shape[1] else None
+        return LinearScheme(algo, group, bits=_ALGOS[algo])
 
-    def linear(self, module: str) -> QuantizedLinear | Tensor:
-        """The linear `module`, e.g. "model.layers.0.self_attn.q_proj".
-
-        Returns:
-            a `QuantizedLinear`, or where the linear is not quantized its weight [out, in] as stored.
-        """
-        stored = self.checkpoint
-        if f"{module}.weight_scale" not in stored:
-            return stored.read(f"{module}.weight")
-        scales_OG = stored.read(f"{module}.weight_scale").float()
-        codes_OI = unpack_int4_rows(stored.read(f"{module}.weight"))
-        if (
-            scales_OG.dim() != 2
-            or scales_OG.shape[0] != codes_OI.shape[0]
-            or codes_OI.shape[1] % scales_OG.shape[1]
-        ):
+    def read_linear(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
+        """The linear `module`, bias included."""
+        stored = checkpoint.read(f"{module}.weight")
+        scales = checkpoint.read(f"{module}.weight_scale").float()
+        if scheme.quant_algo in _ROW_PAIRS:
+            codes_OI = unpack_int4_rows(stored)
+        elif scheme.quant_algo == NVFP4:
+            codes_OI = unpack_fp4(stored)
+        else:
+            codes_OI = stored
+        scales_OG = scales.view(-1, 1) if scales.dim() < 2 else scales
+        groups = scales_OG.shape[1] if scales_OG.dim() == 2 else 0
+        if not groups or scales_OG.shape[0] not in (1, codes_OI.shape[0]) or codes_OI.shape[1] % groups:
             raise ModelError(
                 f"the shapes of the linear's tensors contradict each other: {list(codes_OI.shape)} codes, "
-                f"{list(scales_OG.shape)} scales",
-                where=f"{stored.model_dir}: {module}",
+                f"{list(scales.shape)} scales",
+                where=f"{checkpoint.model_dir}: {module}",
                 fix="quantize the model again",
             )
+
+        def optional(name: str) -> Tensor | None:
+            return checkpoint.read(f"{module}.{name}") if f"{module}.{name}" in checkpoint else None
+
         return QuantizedLinear(
             codes_OI,
             scales_OG,
-            bits=4,
-            pre_quant_scale=self._optional(f"{module}.pre_quant_scale"),
-            bias=self._optional(f"{module}.bias"),
+            bits=scheme.bits,
+            pre_quant_scale=optional("pre_quant_scale"),
+            input_scale=optional("input_scale"),
+            weight_scale_2=optional("weight_scale_2"),
+            bias=optional("bias"),
         )
 
-    def _optional(self, name: str) -> Tensor | None:
-        return self.checkpoint.read(name) if name in self.checkpoint else None
+    def kv_scales(self, checkpoint: Checkpoint, layer_prefix: str) -> tuple[Tensor, Tensor] | None:
+        """`k_proj.k_scale` and `v_proj.v_scale`."""
+        names = [f"{layer_prefix}self_attn.{which}_proj.{which}_scale" for which in "kv"]
+        if not all(name in checkpoint for name in names):
+            return None
+        return checkpoint.read(names[0]), checkpoint.read(names[1])
 
-    def _group_size_of_tensors(self) -> int | None:
-        """config.json alone does not say it; the shapes of any quantized linear do."""
-        for name in self.checkpoint.names:
-            if name.endswith(".weight_scale"):
-                in_features = self.checkpoint.shape(name.removesuffix("_scale"))[1]
-                return in_features // self.checkpoint.shape(name)[1]
-        return None
+    def problems(self, scheme: Scheme) -> list[str]:
+        """Zero points, scattered groups, and algorithms that it has no name for."""
+        found = []
+        for linear in scheme.distinct:
+            if linear.quant_algo not in _ALGOS:
+                found.append(f"ModelOpt's form has no {linear.quant_algo}")
+            if linear.zero_point:
+                found.append("ModelOpt's form has no zero points: it holds symmetric codes only")
+            if linear.act_order:
+                found.append("ModelOpt's form has no g_idx: groups are consecutive channels")
+            if linear.bits != _ALGOS.get(linear.quant_algo, linear.bits):
+                found.append(f"ModelOpt's {linear.quant_algo} has no codes of {linear.bits} bits")
+        return list(dict.fromkeys(found))
+
+    def linear_tensors(self, module: str, linear: QuantizedLinear, scheme: LinearScheme) -> dict[str, Tensor]:
+        """See the table above."""
+        scales = linear.scales
+        if scheme.quant_algo in _ROW_PAIRS:
+            weight = pack_int4_rows(linear.codes)
+        elif scheme.quant_algo == NVFP4:
+            weight, scales = pack_fp4(linear.codes), scales.to(torch.float8_e4m3fn)
+        else:
+            weight = linear.codes
+            scales = scales.reshape(()) if scheme.quant_algo == FP8 else scales.reshape(-1)
+        tensors: dict[str, Tensor | None] = {"weight": weight, "weight_scale": scales}
+        for name in ("pre_quant_scale", "input_scale", "weight_scale_2", "bias"):
+            tensors[name] = getattr(linear, name)
+        return {f"{module}.{name}": tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def kv_tensors(self, layer_prefix: str, k_scale: Tensor, v_scale: Tensor) -> dict[str, Tensor]:
+        """Float32 scalars beside the projections."""
+        return {
+            f"{layer_prefix}self_attn.k_proj.k_scale": k_scale,
+            f"{layer_prefix}self_attn.v_proj.v_scale": v_scale,
+        }
+
+    def describe(self, scheme: Scheme) -> Description:
+        """As nvidia-modelopt 0.47 describes it, key by key."""
+        algo, exclude = scheme.quant_algo, list(scheme.exclude_modules)
+        quantization: dict[str, Any] = {"quant_algo": algo, "kv_cache_quant_algo": scheme.kv_cache_quant_algo}
+        inline: dict[str, Any] = {}
+        if algo == MIXED:
+            layers = {module: _facts(linear) for module, linear in scheme.linears.items()}
+            quantization["quantized_layers"] = layers
+            inline["config_groups"] = _config_groups(scheme)
+            inline["quantized_layers"] = layers
+        elif scheme.distinct:
+            quantization |= _facts(scheme.distinct[0])
+            if algo in (FP8, NVFP4):
+                group = _config_group(scheme.distinct[0]) | {"targets": ["Linear"]}
+                inline["config_groups"] = {"group_0": group}
+        quantization["exclude_modules"] = exclude
+        inline |= {"ignore": exclude, "quant_algo": algo}
+        if scheme.kv_cache_quant_algo:
+            fp8 = scheme.kv_cache_quant_algo == FP8
+            inline["kv_cache_scheme"] = dict(_FLOAT) if fp8 else scheme.kv_cache_quant_algo
+        inline |= {"producer": _PRODUCER, "quant_method": "modelopt"}
+        return Description(inline, {QUANT_CONFIG_FILE: {"producer": _PRODUCER, "quantization": quantization}})
 
 
-def shards_of(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> Sequence[dict[str, StoredTensor]]:
-    """Split tensors, in their order, into runs of at most `shard_bytes`; a larger tensor stands alone."""
-    shards: list[dict[str, StoredTensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
+def _facts(linear: LinearScheme) -> dict[str, Any]:
+    """What `quantized_layers`, or `quantization` itself, says of a linear."""
+    facts: dict[str, Any] = {"quant_algo": linear.quant_algo}
+    if linear.group_size is not None:
+        facts["group_size"] = linear.group_size
+    if linear.quant_algo in _ROW_PAIRS:
+        facts |= {"has_zero_point": False, "pre_quant_scale": True}
+    return facts
 
 
-def _write_weights(out_dir: Path, tensors: Mapping[str, StoredTensor], shard_bytes: int) -> None:
-    shards = shards_of(tensors, shard_bytes)
-    if len(shards) == 1:
-        write_tensor_file(out_dir / SINGLE_FILE, shards[0])
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensor_file(out_dir / file_name, shard)
-        weight_map |= dict.fromkeys(shard, file_name)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(out_dir / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _quant_config(scheme: Scheme) -> dict[str, Any]:
+def _config_groups(scheme: Scheme) -> dict[str, Any]:
+    """A group for each kind of linear, in the words of compressed-tensors."""
     return {
-        "producer": _PRODUCER,
-        "quantization": {
-            "quant_algo": scheme.quant_algo,
-            "kv_cache_quant_algo": None,
-            "group_size": scheme.group_size,
-            "has_zero_point": False,
-            "pre_quant_scale": True,
-            "exclude_modules": list(scheme.exclude_modules),
-        },
+        f"group_{number}": _config_group(kind)
+        | {"targets": sorted(module for module, own in scheme.linears.items() if own == kind)}
+        for number, kind in enumerate(scheme.distinct)
     }
 
 
-def _read_description(directory: Path) -> dict[str, Any]:
-    """What the directory says of its quantization; {} for a plain checkpoint."""
+def _config_group(linear: LinearScheme) -> dict[str, Any]:
+    algo, group = linear.quant_algo, {"group_size": linear.group_size}
+    activations: dict[str, Any] | None = None
+    if algo == W4A16_AWQ:
+        weights: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "int"} | group
+    elif algo == W4A8_AWQ:
+        activations, weights = _FLOAT | group, {"dynamic": False, "num_bits": 4, "type": "float"} | group
+    elif algo == NVFP4:
+        weights = {"dynamic": False, "num_bits": 4, "type": "float"} | group
+        activations = weights
+    elif algo == INT8_WO:
+        weights = {"dynamic": False, "num_bits": 8, "type": "int"}
+    elif algo == INT8_SQ:
+        activations = {"dynamic": False, "num_bits": 8, "type": "int"}
+        weights = activations | {"strategy": "channel"}
+    else:
+        activations = dict(_FLOAT)
+        weights = _FLOAT | ({"strategy": "channel"} if algo == FP8_ROWWISE else {})
+    return ({"input_activations": dict(activations)} if activations is not None else {}) | {
+        "weights": dict(weights)
+    }
+
+
+def _description(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the directory says of its quantization."""
     file = directory / QUANT_CONFIG_FILE
     if file.exists():
         description = read_json_object(file).get("quantization")
@@ -254,18 +266,12 @@ def _read_description(directory: Path) -> dict[str, Any]:
                 "there is no object `quantization`", where=str(file), fix="quantize the model again"
             )
         return description
-    config = read_json_object(directory / "config.json").get("quantization_config")
-    if not config:
-        return {}
-    if not isinstance(config, dict) or config.get("quant_method") != "modelopt":
-        method = config.get("quant_method") if isinstance(config, dict) else config
-        raise ModelError(
-            f"the checkpoint is quantized in the form {method!r}, which cannot be read",
-            where=str(directory / "config.json"),
-            why="readable are plain checkpoints and ModelOpt's unified form",
-            fix="start from the unquantized model",
-        )
-    inline = config.get("quantization")
-    description = dict(inline) if isinstance(inline, dict) else dict(config)
-    description.setdefault("exclude_modules", config.get("ignore", []))
+    described = config["quantization_config"]
+    inline = described.get("quantization")
+    description = dict(inline) if isinstance(inline, dict) else dict(described)
+    description.setdefault("exclude_modules", described.get("ignore", []))
+    scheme = described.get("kv_cache_scheme")
+    if scheme:
+        fp8 = isinstance(scheme, dict) and scheme.get("type") == "float"
+        description.setdefault("kv_cache_quant_algo", FP8 if fp8 else str(scheme))
     return description

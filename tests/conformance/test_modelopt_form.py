@@ -22,7 +22,7 @@ import torch
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
-from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -570,7 +570,7 @@ class Reference:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        from quantize.formats.modelopt import QuantizedCheckpoint
+        from quantize.formats.checkpoint import QuantizedCheckpoint
         from quantize.linear import QuantizedLinear
 
         config = AutoConfig.from_pretrained(DEMO)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.integer import quantize_groups
 from quantize.linear import QuantizedLinear
 from quantize.run import quantize_checkpoint

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.layer import DecoderLayer, rms_norm, rotary_tables
 from quantize.linear import QuantizedLinear
 from toolchain.errors import GateError, ModelError

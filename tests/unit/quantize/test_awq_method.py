@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from quantize.awq import absorb, search_scale
 from quantize.awq_method import Awq
 from quantize.method import Group
-from quantize.statistics import InputStatistics
+from quantize.statistics import CPU, InputStatistics
 
 GROUP = 32
 
@@ -19,7 +19,7 @@ def inputs(seed: int, outliers: int = 3) -> torch.Tensor:
 
 
 def observed(x: torch.Tensor) -> InputStatistics:
-    statistics = Awq(GROUP).observe(64, seed=0)
+    statistics = Awq(GROUP).observe(64, seed=0, device=CPU)
     statistics.update(x)
     return statistics
 

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration
-from quantize.driver import quantize_model
-from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.driver import Machine, quantize_model
+from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.gptq_method import AwqGptq, Gptq
 from quantize.linear import QuantizedLinear
 from quantize.method import Method
-from toolchain.errors import ModelError, QuantizeError
+from quantize.selection import Override
+from toolchain.errors import ModelError, QuantizeError, ToolchainError
 
 GROUP = 16
 LAYERS = 4
@@ -247,7 +248,7 @@ def test_killed_at_any_instant_and_resumed_it_gives_the_same_bytes(
     expected = files_of(tmp_path / "whole")
 
     # Kill as soon as a file appears: before, within and between layers, and while the output is written.
-    appearing = ["work/fingerprint.json", "work/hidden-00000.safetensors", "work/layer-00000.safetensors"]
+    appearing = ["work/fingerprint.json", "work/layer-00000.safetensors", "work/hidden-00001.safetensors"]
     appearing += ["work/layer-00002.safetensors", "out/quantization_report.json"]
     for number, name in enumerate(appearing):
         root = tmp_path / str(number)
@@ -328,9 +329,9 @@ def test_overflowing_activations_name_layer_and_module(
 
 def test_what_cannot_work_is_said_before_any_work(save_model: Callable[..., Path], tmp_path: Path) -> None:
     source = save_model()
-    with pytest.raises(QuantizeError, match="do not divide into groups of 128") as caught:
+    with pytest.raises(QuantizeError, match="do not divide into groups") as caught:
         run(source, tmp_path, method=Awq())
-    assert caught.match("down_proj has 96 input channels")
+    assert caught.match("down_proj has 96 input channels, which groups of 128 do not divide")
     with pytest.raises(QuantizeError, match="needs calibration data"):
         run(source, tmp_path, calibration=None)
     with pytest.raises(QuantizeError, match="'lm_hed' matches no linear") as caught:
@@ -358,9 +359,74 @@ def test_a_damaged_source_is_refused(save_model: Callable[..., Path], tmp_path: 
         run(source, tmp_path)
 
 
-def test_lost_hidden_states_are_noticed(save_model: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_hidden_states_that_were_not_saved_are_computed_again(
+    method: Method, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save_model(num_hidden_layers=LAYERS)
+    out = run(source, tmp_path, method=method)
+    expected = files_of(out)
+    (tmp_path / "work-a/layer-00003.safetensors").unlink()
+    for file in (tmp_path / "work-a").glob("hidden-*"):
+        file.unlink()
+    run(source, tmp_path, method=method)
+    assert files_of(out) == expected
+
+
+def test_hidden_states_beyond_their_memory_go_to_a_file_that_leaves_no_trace(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
     source = save_model()
-    run(source, tmp_path)
-    (tmp_path / "work-a/layer-00001.safetensors").unlink()
-    with pytest.raises(QuantizeError, match="has lost the hidden states that enter layer 1"):
-        run(source, tmp_path)
+    expected = files_of(run(source, tmp_path))
+    spilled = run(source, tmp_path, "spilled", machine=Machine("cpu", hidden_memory=0))
+    assert files_of(spilled) == expected
+    assert not [path for path in (tmp_path / "work-spilled").iterdir() if path.name.startswith(".")]
+
+
+def test_linears_may_have_methods_of_their_own(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = save_model()
+    overrides = [
+        Override("*.0.mlp.*_proj", Gptq(32)),
+        Override("*.mlp.down_proj", None),  # of layer 1: the first match won in layer 0
+    ]
+    out = run(source, tmp_path, overrides=overrides)
+    checkpoint = QuantizedCheckpoint.open(out)
+    assert checkpoint.quant_algo == "MIXED_PRECISION"
+    groups = {name: own.group_size for name, own in checkpoint.scheme.linears.items()}
+    assert groups["model.layers.0.mlp.down_proj"] == 32
+    assert groups["model.layers.1.mlp.up_proj"] == GROUP
+    assert "model.layers.1.mlp.down_proj" not in groups
+    assert "model.layers.1.mlp.down_proj" in checkpoint.exclude_modules
+    with pytest.raises(QuantizeError, match=r"quantization.overrides: '\*.q_prj' matches no linear"):
+        run(source, tmp_path, "b", overrides=[Override("*.q_prj", None)])
+
+
+@pytest.mark.parametrize("algo", ["FP8", "INT8"])
+def test_the_caches_scales_are_those_of_the_keys_and_values(
+    algo: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Against transformers' own cache, filled by the unquantized model."""
+    from transformers import AutoModelForCausalLM
+
+    source = save_model(dtype=torch.float32)
+    out = run(source, tmp_path, method=None, kv_cache=algo)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    with torch.no_grad():
+        cache = model(calibration().tokens, use_cache=True).past_key_values
+    checkpoint = QuantizedCheckpoint.open(out)
+    assert checkpoint.kv_cache_quant_algo == algo
+    for index, layer in enumerate(cache.layers):
+        scales = checkpoint.kv_scales(f"model.layers.{index}.")
+        assert scales is not None
+        for scale, states in zip(scales, (layer.keys, layer.values), strict=True):
+            amax = states.abs().max()
+            expected = amax / 127 if algo == "INT8" else max(amax / 448, torch.tensor(1.0))
+            torch.testing.assert_close(scale, expected, rtol=1e-5, atol=0)
+
+
+def test_a_device_that_is_not_there_is_said(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ToolchainError, match="there is no CUDA device"):
+        run(save_model(), tmp_path, machine=Machine("cuda"))
+    assert not (tmp_path / "work-a").exists()

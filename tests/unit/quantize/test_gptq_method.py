@@ -6,7 +6,7 @@ import torch
 from quantize.awq_method import Awq
 from quantize.gptq_method import AwqGptq, Gptq
 from quantize.method import Group, QuantizedGroup
-from quantize.statistics import GramStatistics
+from quantize.statistics import CPU, GramStatistics
 
 GROUP = 32
 
@@ -21,7 +21,7 @@ def inputs(seed: int) -> torch.Tensor:
 
 
 def observed(x: torch.Tensor) -> GramStatistics:
-    statistics = Gptq(GROUP).observe(64, seed=0)
+    statistics = Gptq(GROUP).observe(64, seed=0, device=CPU)
     statistics.update(x)
     return statistics
 
@@ -111,5 +111,5 @@ def test_parameters_tell_the_methods_apart() -> None:
         "damp": 0.01,
     }
     assert AwqGptq(Gptq(64)).parameters() == Gptq(64).parameters() | {"method": "awq_gptq"}
-    assert AwqGptq(Gptq(64)).group_size == 64
-    assert AwqGptq().quant_algo == Gptq().quant_algo == Awq().quant_algo
+    assert AwqGptq(Gptq(64)).scheme.group_size == 64
+    assert AwqGptq().scheme == Gptq().scheme == Awq().scheme

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.run import make_method, quantize_checkpoint
 from toolchain.errors import QuantizeError
 
@@ -47,7 +47,7 @@ def test_another_dtype_than_the_stored_is_refused(save_model: Callable[..., Path
 def test_a_method_carries_its_name_and_group_size(name: str) -> None:
     method = make_method(name, group_size=64)
     assert method is not None
-    assert method.group_size == 64
+    assert method.scheme.group_size == 64
     assert method.parameters()["method"] == name
 
 

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from quantize.selection import check_shapes, excluded_modules
+from quantize.awq_method import Awq
+from quantize.gptq_method import Gptq
+from quantize.selection import Override, assign_methods, check_shapes
 from toolchain.errors import QuantizeError
 from toolchain.model.spec import ModelSpec, load_spec
 
@@ -13,24 +15,43 @@ def spec(save_model: Callable[..., Path]) -> ModelSpec:
     return load_spec(save_model())
 
 
-def test_head_and_embedding_are_always_excluded(spec: ModelSpec) -> None:
-    assert excluded_modules(spec, []) == ("lm_head", "model.embed_tokens")
-    assert excluded_modules(spec, ["lm_head"]) == ("lm_head", "model.embed_tokens")
+def test_every_linear_is_quantized_unless_a_pattern_says_otherwise(spec: ModelSpec) -> None:
+    assert len(assign_methods(spec, Awq(16), ["lm_head"])) == 14
+    left = assign_methods(spec, Awq(16), ["*.1.mlp.up_proj", "*.o_proj"])
+    assert len(left) == 11
+    assert "model.layers.1.mlp.up_proj" not in left
+    assert not [name for name in left if name.endswith("o_proj")]
 
 
-def test_patterns_become_names_in_the_models_order(spec: ModelSpec) -> None:
-    found = excluded_modules(spec, ["*.1.mlp.up_proj", "*.o_proj"])
-    assert found[2:] == (
-        "model.layers.0.self_attn.o_proj",
-        "model.layers.1.self_attn.o_proj",
-        "model.layers.1.mlp.up_proj",
-    )
+def test_the_first_override_that_matches_wins_and_exclusion_before_all(spec: ModelSpec) -> None:
+    overrides = [Override("*.down_proj", Gptq(16)), Override("model.layers.0.mlp.*", Awq(32))]
+    found = assign_methods(spec, Awq(16), ["*.1.mlp.down_proj"], overrides)
+    assert found["model.layers.0.mlp.down_proj"] == Gptq(16)
+    assert "model.layers.1.mlp.down_proj" not in found
+    assert found["model.layers.0.mlp.up_proj"] == Awq(32)
+    assert found["model.layers.1.mlp.up_proj"] == Awq(16)
+
+
+def test_overrides_alone_may_quantize(spec: ModelSpec) -> None:
+    assert set(assign_methods(spec, None, [], [Override("*.0.mlp.*", Awq(16))])) == {
+        f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    assert assign_methods(spec, None, []) == {}
+
+
+def test_patterns_that_match_nothing_or_leave_nothing_are_errors(spec: ModelSpec) -> None:
+    with pytest.raises(QuantizeError, match=r"quantization\.exclude: 'x' matches no linear"):
+        assign_methods(spec, Awq(16), ["x"])
+    with pytest.raises(QuantizeError, match=r"quantization\.overrides: 'lm_head' matches no linear"):
+        assign_methods(spec, Awq(16), [], [Override("lm_head", None)])
+    with pytest.raises(QuantizeError, match="every linear of the model is excluded"):
+        assign_methods(spec, Awq(16), [], [Override("*", None)])
 
 
 def test_shapes_are_checked_for_what_is_quantized(spec: ModelSpec) -> None:
-    check_shapes(spec, 32, ())
-    with pytest.raises(QuantizeError, match=r"groups of 64\n  why: mlp.down_proj has 96 input channels\n"):
-        check_shapes(spec, 64, ())
-    check_shapes(spec, 64, excluded_modules(spec, ["*.down_proj"]))
+    check_shapes(spec, assign_methods(spec, Awq(32), []))
+    with pytest.raises(QuantizeError, match=r"why: mlp.down_proj has 96 input channels, which groups of 64"):
+        check_shapes(spec, assign_methods(spec, Awq(64), []))
+    check_shapes(spec, assign_methods(spec, Awq(64), ["*.down_proj"]))
     with pytest.raises(QuantizeError, match="a group size of 0 is not possible"):
-        check_shapes(spec, 0, ())
+        check_shapes(spec, assign_methods(spec, Awq(0), []))

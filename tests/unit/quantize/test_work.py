@@ -16,8 +16,10 @@ def test_a_layer_that_is_there_is_finished(tmp_path: Path) -> None:
     work.finish_layer(0, {"x": torch.ones(2)}, {"x": {"alpha": 0.5}})
     again = WorkDir(tmp_path / "w", {"a": 1})
     assert again.finished_layers() == 1
-    assert not again.has_hidden(0)
     assert torch.equal(again.load_hidden(1), hidden * 2)
+    assert (again.latest_hidden(0), again.latest_hidden(1), again.latest_hidden(5)) == (0, 1, 1)
+    again.drop_hidden(before=1)
+    assert (again.latest_hidden(0), again.latest_hidden(1)) == (None, 1)
     assert again.layer_report(0) == {"x": {"alpha": 0.5}}
 
 

@@ -7,19 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantize.formats.modelopt import (
-    QuantizedCheckpoint,
-    Scheme,
-    linear_tensors,
-    shards_of,
-    write_checkpoint,
-)
+from quantize.formats.base import W4A16_AWQ, LinearScheme, Scheme
+from quantize.formats.checkpoint import QuantizedCheckpoint, shards_of, write_checkpoint
+from quantize.formats.modelopt import ModelOpt
 from quantize.formats.tensorfile import StoredTensor
 from quantize.integer import quantize_groups
 from quantize.linear import QuantizedLinear
 from toolchain.errors import ModelError
 
-SCHEME = Scheme("W4A16_AWQ", 8, ("lm_head", "model.embed_tokens"))
+LINEAR = LinearScheme(W4A16_AWQ, 8)
+SCHEME = Scheme({"m.q": LINEAR}, ("lm_head", "model.embed_tokens"))
+FORM = ModelOpt()
 
 
 @pytest.fixture
@@ -38,9 +36,9 @@ def directory(tmp_path: Path, linear: QuantizedLinear) -> Path:
     (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (source / "tokenizer.json").write_text("{}")
     (source / "notes.txt").write_text("private")
-    tensors = linear_tensors("m.q", linear) | {"m.p.weight": torch.eye(4)}
+    tensors = FORM.linear_tensors("m.q", linear, LINEAR) | {"m.p.weight": torch.eye(4)}
     stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
-    write_checkpoint(source, tmp_path / "out", stored, SCHEME)
+    write_checkpoint(source, tmp_path / "out", stored, SCHEME, FORM)
     return tmp_path / "out"
 
 
@@ -86,8 +84,8 @@ def test_forms_not_known_are_refused(directory: Path) -> None:
     edit(file, lambda v: v["quantization"].update(has_zero_point=True))
     with pytest.raises(ModelError, match="has zero points"):
         QuantizedCheckpoint.open(directory)
-    edit(file, lambda v: v["quantization"].update(quant_algo="NVFP4"))
-    with pytest.raises(ModelError, match="quantized as NVFP4, which cannot be read"):
+    edit(file, lambda v: v["quantization"].update(has_zero_point=False, quant_algo="MXFP4"))
+    with pytest.raises(ModelError, match="quantized as MXFP4, which cannot be read"):
         QuantizedCheckpoint.open(directory)
     file.write_text("{}")
     with pytest.raises(ModelError, match="no object `quantization`"):
@@ -100,9 +98,9 @@ def test_forms_not_known_are_refused(directory: Path) -> None:
 
 def test_shapes_that_contradict_each_other_are_named(tmp_path: Path, linear: QuantizedLinear) -> None:
     (tmp_path / "config.json").write_text("{}")
-    tensors = linear_tensors("m.q", linear) | {"m.q.weight_scale": torch.ones(6, 5)}
+    tensors = FORM.linear_tensors("m.q", linear, LINEAR) | {"m.q.weight_scale": torch.ones(6, 5)}
     stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
-    write_checkpoint(tmp_path, tmp_path / "out", stored, SCHEME)
+    write_checkpoint(tmp_path, tmp_path / "out", stored, SCHEME, FORM)
     with pytest.raises(ModelError, match=r"m\.q: the shapes .* \[6, 32\] codes, \[6, 5\] scales"):
         QuantizedCheckpoint.open(tmp_path / "out").linear("m.q")
 
@@ -111,7 +109,7 @@ def test_large_checkpoints_are_split(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     tensors = {f"t{number}": torch.full((16,), float(number)) for number in range(5)}
     stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
-    write_checkpoint(tmp_path, tmp_path / "out", stored, None, shard_bytes=128)
+    write_checkpoint(tmp_path, tmp_path / "out", stored, None, FORM, shard_bytes=128)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
     assert index["metadata"] == {"total_size": 320}
     assert index["weight_map"]["t4"] == "model-00003-of-00003.safetensors"

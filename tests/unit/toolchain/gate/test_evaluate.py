@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantize.formats.modelopt import QuantizedCheckpoint
+from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
 from toolchain.errors import GateError, ModelError
 from toolchain.gate.evaluate import evaluate

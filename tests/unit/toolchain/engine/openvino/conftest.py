@@ -15,7 +15,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from quantize.formats.modelopt import linear_tensors
+from quantize.formats.base import W4A16_AWQ, LinearScheme
+from quantize.formats.modelopt import ModelOpt
 from quantize.linear import QuantizedLinear
 from toolchain.engine.openvino import build_ir, plugin_properties
 from toolchain.model.checkpoint import Checkpoint
@@ -127,7 +128,7 @@ def quantize_to_nearest(model: TinyModel, directory: Path) -> TinyModel:
         if module.endswith(("o_proj", "down_proj")):
             input_scale = torch.rand(weight_OI.shape[1], generator=generator) + 0.5
         linear = QuantizedLinear(codes.reshape(weight_OI.shape), scales_OG, 4, pre_quant_scale=input_scale)
-        tensors |= linear_tensors(module, linear)
+        tensors |= ModelOpt().linear_tensors(module, linear, LinearScheme(W4A16_AWQ, GROUP))
         with torch.no_grad():
             weights[name].copy_(linear.dequantize())
     directory.mkdir()

@@ -72,4 +72,5 @@ def test_fast_keeps_far_positions_apart(tiny, run_stateful):
     exact = run_stateful(ir_dir, ids, [1000])
     error = np.linalg.norm(run_stateful(ir_dir, ids, [1000], "fast") - exact, axis=-1)[0]
     relative = error / np.linalg.norm(exact, axis=-1)[0]
-    assert relative[-100:].mean() < 2 * relative[:100].mean()
+    # Both are 0 on a CPU without bf16, where fast executes in f32 as well.
+    assert relative[-100:].mean() <= 2 * relative[:100].mean()
