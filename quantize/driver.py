@@ -22,7 +22,7 @@ from quantize.layer import DecoderLayer, rotary_tables
 from quantize.layer_run import LayerRun, LayerSettings
 from quantize.linear import QuantizedLinear
 from quantize.method import Method
-from quantize.selection import ALWAYS_EXCLUDED, Override, assign_methods, check_shapes
+from quantize.selection import Override, assign_methods, check_shapes, modules
 from quantize.states import Saver, States
 from quantize.work import WorkDir
 from toolchain.errors import QuantizeError
@@ -120,6 +120,12 @@ def quantize_model(
         write_checkpoint(source_dir, out_dir, tensors, None, form)
         return {"method": {"method": "none"}, "seconds_per_layer": []}
 
+    if spec.moe is not None:
+        raise QuantizeError(
+            f"the experts of {spec.architecture} cannot be quantized yet",
+            where="quantization.method",
+            fix="set method: none",
+        )
     check_shapes(spec, methods)
     scheme = Scheme({name: own.scheme for name, own in methods.items()}, _left_alone(spec, methods), kv_cache)
     check_held(form, scheme)
@@ -291,9 +297,9 @@ class _Run:
         """A layer that was quantized before, as the forward pass had it."""
         settings, prefix = self.settings, layer_prefix(index)
         stored = Checkpoint(work.path, read_header(work.layer_file(index)))
-        linears = linear_shapes(settings.spec)
+        linears = linear_shapes(settings.spec, index)
         tensors = {}
-        for name in layer_tensors(settings.spec):
+        for name in layer_tensors(settings.spec, index):
             module = name.removesuffix(".weight")
             method = settings.methods.get(prefix + module) if module in linears else None
             if method is None:
@@ -306,7 +312,7 @@ class _Run:
     def _prefetch(self, index: int) -> None:
         """Ask the kernel to read the layer's weights while this one is worked on."""
         checkpoint, prefix = self.settings.checkpoint, layer_prefix(index)
-        prefetch(checkpoint.location(prefix + name) for name in layer_tensors(self.settings.spec))
+        prefetch(checkpoint.location(prefix + name) for name in layer_tensors(self.settings.spec, index))
 
 
 def _keep(work: WorkDir, layer: int, values: torch.Tensor) -> None:
@@ -316,9 +322,8 @@ def _keep(work: WorkDir, layer: int, values: torch.Tensor) -> None:
 
 def _left_alone(spec: ModelSpec, methods: Mapping[str, Method]) -> tuple[str, ...]:
     """The modules that stay as they are, as the checkpoint lists them."""
-    layers = range(spec.num_hidden_layers)
-    linears = (layer_prefix(layer) + name for layer in layers for name in linear_shapes(spec))
-    return (*ALWAYS_EXCLUDED, *(name for name in linears if name not in methods))
+    always, linears = modules(spec)
+    return (*always, *(name for name in linears if name not in methods))
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor:

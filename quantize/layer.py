@@ -1,4 +1,4 @@
-"""One decoder layer of the Llama, Mistral, Qwen2 and Qwen3 families, as a sequence of plain functions.
+"""One decoder layer of the supported families, dense or with experts, as a sequence of plain functions.
 
 The steps end where a quantizer wants to look: at the input of each group of linears. Run one after the
 other they are the layer's forward pass, in the arithmetic of `transformers`: matrix products in the dtype
@@ -8,16 +8,45 @@ of the tensors, norms and the softmax in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toolchain.model.families import DENSE_MLP, Mlp, layer_mlps, routers
 from toolchain.model.spec import ModelSpec
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Which experts each of T tokens goes to, and what their answers weigh.
+
+    Attributes:
+        experts: int64 [T, K], the numbers of the K routed experts of each token.
+        weights: [T, K].
+        shared: [T], the weight of the shared expert; None where there is none.
+    """
+
+    experts: Tensor
+    weights: Tensor
+    shared: Tensor | None = None
+
+    def of(self, mlp: Mlp) -> tuple[Tensor, Tensor]:
+        """The tokens that go to `mlp`, int64 [E] in rising order, and what its answers weigh, [E]."""
+        if mlp.expert is None:
+            assert self.shared is not None
+            return torch.arange(len(self.shared), device=self.shared.device), self.shared
+        tokens_E, places_E = torch.where(self.experts == mlp.expert)
+        return tokens_E, self.weights[tokens_E, places_E]
+
+
 class DecoderLayer:
-    """The tensors of decoder layer `index`, and its forward pass in five steps.
+    """The tensors of decoder layer `index`, and its forward pass in steps.
+
+    A dense layer takes `attention_input`, `attend`, `after_attention`, `mlp_input`, `activate` and
+    `after_mlp`. After `mlp_input` a sparse one takes `route`, then for each of its `mlps`, on the tokens that
+    go to it, `activate` and `answer`: the residual stream grows by the sum of the answers.
 
     Args:
         spec: the model's facts.
@@ -25,12 +54,19 @@ class DecoderLayer:
         tensors: name without the layer's prefix -> tensor, all of one float dtype. The steps look tensors
             up when they run, so a caller may replace them between steps.
 
-    Shapes: B sequences of S tokens; H hidden_size; Q all query heads' and F the mlp's channels.
+    Attributes:
+        mlps: the MLPs, by the names of their tensors.
+
+    Shapes: B sequences of S tokens, or T tokens without regard to sequences; H hidden_size; Q all query
+    heads' and F an MLP's channels.
     """
 
     def __init__(self, spec: ModelSpec, index: int, tensors: Mapping[str, Tensor]) -> None:
         self.spec = spec
+        self.sparse = spec.is_sparse(index)
+        self.mlps = layer_mlps(spec, index)
         self.window = spec.sliding_windows[index]
+        self._routers = tuple(routers(spec, index))
         self.tensors = dict(tensors)
 
     def attention_input(self, hidden_BSH: Tensor) -> Tensor:
@@ -63,22 +99,54 @@ class DecoderLayer:
         """The residual stream after the attention half, [B, S, H]."""
         return hidden_BSH + self._linear("self_attn.o_proj", context_BSQ)
 
-    def mlp_input(self, hidden_BSH: Tensor) -> Tensor:
-        """What gate_proj and up_proj read, [B, S, H]."""
-        return self._norm("post_attention_layernorm", hidden_BSH)
+    def mlp_input(self, hidden: Tensor) -> Tensor:
+        """What the MLPs and the routers read, [..., H]."""
+        return self._norm("post_attention_layernorm", hidden)
 
-    def activate(self, normed_BSH: Tensor) -> Tensor:
-        """What down_proj reads, [B, S, F]: SwiGLU."""
-        gate_BSF = F.silu(self._linear("mlp.gate_proj", normed_BSH), inplace=True)
-        return gate_BSF.mul_(self._linear("mlp.up_proj", normed_BSH))
+    def activate(self, normed: Tensor, mlp: Mlp = DENSE_MLP) -> Tensor:
+        """What the down projection of `mlp` reads, [..., F]: SwiGLU."""
+        gate = F.silu(self._linear(mlp.gate, normed), inplace=True)
+        return gate.mul_(self._linear(mlp.up, normed))
 
     def after_mlp(self, hidden_BSH: Tensor, activated_BSF: Tensor) -> Tensor:
-        """The residual stream after the layer, [B, S, H]."""
-        return hidden_BSH + self._linear("mlp.down_proj", activated_BSF)
+        """The residual stream after a dense layer, [B, S, H]."""
+        return hidden_BSH + self._linear(DENSE_MLP.down, activated_BSF)
+
+    def route(self, normed_TH: Tensor) -> Routing:
+        """Choose the experts of each token, in float32, as they come out of the router's softmax."""
+        moe, (router, *shared_gate) = self.spec.moe, self._routers
+        assert moe is not None
+        logits_TX = self._linear(router, normed_TH)
+        exact = torch.promote_types(logits_TX.dtype, torch.float32)
+        weights_TK, experts_TK = logits_TX.softmax(-1, dtype=exact).topk(moe.num_experts_per_tok)
+        if moe.norm_topk_prob:
+            weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+        if self.spec.family != "mixtral":  # Mixtral weighs in float32
+            weights_TK = weights_TK.to(logits_TX.dtype)
+        shared_T = self._linear(shared_gate[0], normed_TH).sigmoid().squeeze(-1) if shared_gate else None
+        return Routing(experts_TK, weights_TK, shared_T)
+
+    def answer(self, activated_EF: Tensor, weights_E: Tensor, mlp: Mlp) -> Tensor:
+        """What an expert adds to the residual stream of its tokens, [E, H]; `weights_E` from the routing."""
+        answer_EH = self._linear(mlp.down, activated_EF)
+        return (answer_EH * weights_E.unsqueeze(-1)).to(answer_EH.dtype)
+
+    def after_experts(self, hidden_BSH: Tensor) -> Tensor:
+        """The residual stream after a sparse layer, [B, S, H], from the stream after its attention."""
+        normed_TH = self.mlp_input(hidden_BSH).flatten(0, 1)
+        routing = self.route(normed_TH)
+        sum_TH = torch.zeros_like(normed_TH)
+        for mlp in self.mlps:
+            tokens_E, weights_E = routing.of(mlp)
+            answer_EH = self.answer(self.activate(normed_TH[tokens_E], mlp), weights_E, mlp)
+            sum_TH.index_add_(0, tokens_E, answer_EH)
+        return hidden_BSH + sum_TH.view_as(hidden_BSH)
 
     def forward(self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """The whole layer: [B, S, H] to [B, S, H]."""
         hidden_BSH = self.after_attention(hidden_BSH, self.attend(self.attention_input(hidden_BSH), rotary))
+        if self.sparse:
+            return self.after_experts(hidden_BSH)
         return self.after_mlp(hidden_BSH, self.activate(self.mlp_input(hidden_BSH)))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:

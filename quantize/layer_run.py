@@ -64,7 +64,7 @@ class LayerRun:
         self.settings, self.index = settings, index
         self.prefix = layer_prefix(index)
         source, device = settings.checkpoint, settings.device
-        stored = {name: source.read(self.prefix + name) for name in layer_tensors(settings.spec)}
+        stored = {name: source.read(self.prefix + name) for name in layer_tensors(settings.spec, index)}
         self.finished = {self.prefix + name: tensor for name, tensor in stored.items()}
         self.original = {name: tensor.to(device) for name, tensor in stored.items()}
         self.layer = DecoderLayer(
@@ -76,7 +76,7 @@ class LayerRun:
 
     def quantize_weights(self) -> None:
         """Quantize with methods that look at no activations."""
-        for group in linear_groups(self.settings.spec):
+        for group in linear_groups(self.settings.spec, self.index):
             for method, names in self._shares(group):
                 self._answer(group, names, method, None)
 
@@ -114,7 +114,7 @@ class LayerRun:
                 yield layer.activate(layer.mlp_input(x_BSH))
 
         inputs = {"qkv": attention_inputs, "o": contexts, "gate_up": mlp_inputs, "down": activated}
-        for number, group in enumerate(linear_groups(self.settings.spec)):
+        for number, group in enumerate(linear_groups(self.settings.spec, self.index)):
             self._quantize_group(number, group, inputs[group.kind]())
         finite = _Finite(self.prefix + "mlp.down_proj", "output")
         for batch, x_BSH in hidden:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from quantize.method import Method
 from toolchain.errors import QuantizeError
-from toolchain.model.families import layer_prefix, linear_shapes
+from toolchain.model.families import layer_prefix, linear_kind, linear_kinds, linear_shapes, routers
 from toolchain.model.spec import ModelSpec
 
 ALWAYS_EXCLUDED = ("lm_head", "model.embed_tokens")
@@ -29,6 +29,14 @@ class Override:
     method: Method | None
 
 
+def modules(spec: ModelSpec) -> tuple[list[str], list[str]]:
+    """Full names: what is never quantized, `ALWAYS_EXCLUDED` and the routers; and all linears."""
+    layers = range(spec.num_hidden_layers)
+    gates = [layer_prefix(layer) + name for layer in layers for name in routers(spec, layer)]
+    linears = [layer_prefix(layer) + name for layer in layers for name in linear_shapes(spec, layer)]
+    return [*ALWAYS_EXCLUDED, *gates], linears
+
+
 def assign_methods(
     spec: ModelSpec, method: Method | None, exclude: Sequence[str], overrides: Sequence[Override] = ()
 ) -> dict[str, Method]:
@@ -43,10 +51,8 @@ def assign_methods(
     Raises:
         QuantizeError: a pattern that matches no linear; patterns that leave nothing to quantize.
     """
-    linears = [
-        layer_prefix(layer) + name for layer in range(spec.num_hidden_layers) for name in linear_shapes(spec)
-    ]
-    known = [*ALWAYS_EXCLUDED, *linears]
+    always, linears = modules(spec)
+    known = [*always, *linears]
     chosen: dict[str, Method | None] = {}
     for pattern in exclude:
         for name in _matching(pattern, known, "quantization.exclude"):
@@ -80,10 +86,10 @@ def _matching(pattern: str, known: Sequence[str], where: str) -> list[str]:
 
 def check_shapes(spec: ModelSpec, methods: Mapping[str, Method]) -> None:
     """Raise one QuantizeError that names every linear whose shape its stored form cannot hold."""
-    shapes = linear_shapes(spec)
+    shapes = linear_kinds(spec)
     problems: dict[str, None] = {}
     for full_name, method in methods.items():
-        name = full_name.split(".", 3)[3]
+        name = linear_kind(full_name.split(".", 3)[3])
         rows, columns = shapes[name]
         group = method.scheme.group_size
         if group is None:

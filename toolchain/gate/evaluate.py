@@ -109,15 +109,15 @@ def _check_same(spec: ModelSpec, other: ModelSpec, quantized_dir: Path) -> None:
 def _plain_layer(checkpoint: Checkpoint, spec: ModelSpec, index: int) -> dict[str, Tensor]:
     """The tensors of a decoder layer in float32, by name without the layer's prefix."""
     prefix = layer_prefix(index)
-    return {name: checkpoint.read(prefix + name).float() for name in layer_tensors(spec)}
+    return {name: checkpoint.read(prefix + name).float() for name in layer_tensors(spec, index)}
 
 
 def _quantized_layer(checkpoint: QuantizedCheckpoint, spec: ModelSpec, index: int) -> dict[str, Tensor]:
     """The same of a quantized checkpoint: the weights that its codes stand for."""
     prefix = layer_prefix(index)
-    linears = linear_shapes(spec)
+    linears = linear_shapes(spec, index)
     tensors = {}
-    for name in layer_tensors(spec):
+    for name in layer_tensors(spec, index):
         module = name.removesuffix(".weight")
         if module in linears:
             linear = checkpoint.linear(prefix + module)

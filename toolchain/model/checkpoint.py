@@ -45,6 +45,9 @@ _HARMLESS = re.compile(
     r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\.self_attn\.(masked_bias|bias)"
 )
 
+# How transformers 5 names experts in memory.
+_FUSED_EXPERTS = re.compile(r"model\.layers\.\d+\..*experts\.(gate_up_proj|down_proj)(\.weight)?")
+
 _MAP_NORESERVE = 0x4000  # of Linux on every architecture that torch supports; `mmap` names it from 3.13 on
 
 _CHUNK = 4 << 20  # bytes compared at a time
@@ -157,6 +160,15 @@ class Checkpoint:
         A tied model may store lm_head.weight as well, but only as the very bytes of the embedding: where
         they differ, transformers 4 used the embedding and transformers 5 uses the stored head.
         """
+        fused = [name for name in self.names if _FUSED_EXPERTS.fullmatch(name)]
+        if spec.moe is not None and fused:
+            raise ModelError(
+                "the experts are stored fused, all of a layer in one tensor",
+                where=f"{self.model_dir}: {fused[0]}",
+                why="published checkpoints store each expert's matrices by themselves, and so does "
+                "save_pretrained of transformers 5",
+                fix=f"split them: {_resave(self.model_dir)}",
+            )
         expected, optional = expected_tensors(spec), optional_tensors(spec)
         missing = [name for name in expected if name not in self and name not in optional]
         surplus = [name for name in self.names if name not in expected and not _HARMLESS.fullmatch(name)]
@@ -290,12 +302,17 @@ def _no_weights(model_dir: Path) -> ModelError:
         fix = f"download {INDEX_FILE}, or rename a single complete file to {SINGLE_FILE}"
     elif pickled:
         why = f"there is {_some(pickled)}: a pickle, which can run code when it is loaded"
-        fix = (
-            'convert it: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{model_dir}', dtype='auto').save_pretrained('{model_dir}-safetensors')\""
-        )
+        fix = f"convert it: {_resave(model_dir)}"
     return ModelError(
         f"there is neither {SINGLE_FILE} nor {INDEX_FILE}", where=str(model_dir), why=why, fix=fix
+    )
+
+
+def _resave(model_dir: Path) -> str:
+    """The command that writes the model anew, beside the directory, as transformers stores it."""
+    return (
+        'python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{model_dir}', dtype='auto').save_pretrained('{model_dir}-safetensors')\""
     )
 
 

@@ -132,11 +132,18 @@ class RopeSpec:
         return blended
 
 
-def parse_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, problems: list[str]) -> RopeSpec:
+def parse_rope(
+    config: Mapping[str, Any],
+    head_dim: int,
+    max_positions: int,
+    problems: list[str],
+    *,
+    default_theta: float = 10000.0,
+) -> RopeSpec:
     """The `RopeSpec` of a `config.json`; what is wrong with it is appended to `problems`.
 
     Reads transformers 5 (`rope_parameters`, all in one object) and transformers 4 (`rope_theta` beside
-    `rope_scaling`, the kind under `type` or `rope_type`).
+    `rope_scaling`, the kind under `type` or `rope_type`). `default_theta` is the family's base.
     """
     top = Fields(config, problems)
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
@@ -147,7 +154,7 @@ def parse_rope(config: Mapping[str, Any], head_dim: int, max_positions: int, pro
         return fields if fields.values.get(name) is not None else top
 
     kind = _parse_kind(fields)
-    theta = inside_or_beside("rope_theta").number("rope_theta", 10000.0, above=1.0)
+    theta = inside_or_beside("rope_theta").number("rope_theta", default_theta, above=1.0)
     partial = inside_or_beside("partial_rotary_factor").number("partial_rotary_factor", 1.0)
     rotary_dim = int(head_dim * partial)
     if rotary_dim % 2 or not 2 <= rotary_dim <= head_dim:

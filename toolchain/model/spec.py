@@ -10,6 +10,7 @@ from typing import Any
 
 from toolchain.errors import ModelError
 from toolchain.model.config_json import REQUIRED, Fields, read_json_object
+from toolchain.model.moe import MoeSpec, parse_moe
 from toolchain.model.rope import RopeSpec, parse_rope
 
 FAMILIES = {
@@ -17,6 +18,9 @@ FAMILIES = {
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 """Supported architectures (the class name in `config.json`) and the family of each."""
 
@@ -34,7 +38,7 @@ class ModelSpec:
     """
 
     architecture: str  # the class name in config.json, e.g. "LlamaForCausalLM"
-    family: str  # llama | mistral | qwen2 | qwen3
+    family: str  # a value of FAMILIES
     dtype: str  # "bfloat16" | "float16" | "float32": what the config declares; float32 where it is silent
     vocab_size: int
     hidden_size: int
@@ -58,6 +62,7 @@ class ModelSpec:
     pad_token_id: int | None
     # config.json's `quantization_config`, verbatim; None for a plain model.
     quantization: Mapping[str, Any] | None = field(default=None, hash=False)
+    moe: MoeSpec | None = None  # None where every layer has one dense MLP
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> ModelSpec:
@@ -77,18 +82,22 @@ class ModelSpec:
         kv_heads = fields.integer("num_key_value_heads", heads if absent_is_mha else REQUIRED)
         if not problems and heads % kv_heads:
             fields.problem("num_key_value_heads", f"({kv_heads}) must divide num_attention_heads ({heads})")
-        hidden_size = fields.integer("hidden_size")
+        hidden_size, intermediate_size = fields.integer("hidden_size"), fields.integer("intermediate_size")
         layers = fields.integer("num_hidden_layers", maximum=10_000)
         max_positions = fields.integer("max_position_embeddings")
         head_dim = _head_dim(fields, family, hidden_size, heads)
         # transformers chooses the class by model_type; where the two differ nobody knows which is meant.
         if fields.text("model_type", family) != family:
             fields.problem("model_type", f"must be {family!r} beside {architecture}")
-        attention_bias = family in ("llama", "qwen3") and fields.flag("attention_bias", False)
+        attention_bias = family in ("llama", "qwen3", "qwen3_moe") and fields.flag("attention_bias", False)
+        qkv_bias = attention_bias or family == "qwen2"
+        if family == "qwen2_moe":
+            qkv_bias = fields.flag("qkv_bias", True)
         activation = fields.text("hidden_act", "silu")
         if activation not in ("silu", "swish"):
             fields.problem("hidden_act", f"must be silu (the gate of SwiGLU), not {activation!r}")
-        rope = parse_rope(config, head_dim, max_positions, problems)
+        default_theta = 1e6 if family == "mixtral" else 1e4
+        rope = parse_rope(config, head_dim, max_positions, problems, default_theta=default_theta)
         if rope.rotary_dim != head_dim:
             fields.problem("partial_rotary_factor", f"must be 1: {architecture} rotates whole heads")
 
@@ -98,7 +107,7 @@ class ModelSpec:
             dtype=_dtype(fields),
             vocab_size=fields.integer("vocab_size"),
             hidden_size=hidden_size,
-            intermediate_size=fields.integer("intermediate_size"),
+            intermediate_size=intermediate_size,
             num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
@@ -107,15 +116,16 @@ class ModelSpec:
             max_position_embeddings=max_positions,
             rope=rope,
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-            qkv_bias=attention_bias or family == "qwen2",
+            qkv_bias=qkv_bias,
             o_bias=attention_bias,
             mlp_bias=family == "llama" and fields.flag("mlp_bias", False),
-            qk_norm=family == "qwen3",
+            qk_norm=family in ("qwen3", "qwen3_moe"),
             sliding_windows=_sliding_windows(fields, family, layers),
             bos_token_id=_bos_token_id(fields, family),
             eos_token_ids=_eos_token_ids(fields, family),
             pad_token_id=_pad_token_id(fields),
             quantization=fields.mapping("quantization_config") or None,
+            moe=parse_moe(fields, family, layers, intermediate_size),
         )
         if problems:
             count = len(problems)
@@ -126,6 +136,10 @@ class ModelSpec:
                 fix="correct the file, or download the model again if it was edited",
             )
         return spec
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether decoder layer `layer` has experts in place of a dense MLP."""
+        return self.moe is not None and self.moe.sparse_layers[layer]
 
 
 def load_spec(model_dir: Path) -> ModelSpec:
@@ -198,20 +212,26 @@ def _dtype(fields: Fields) -> str:
 def _sliding_windows(fields: Fields, family: str, layers: int) -> tuple[int | None, ...]:
     if family == "llama":  # its attention has no window, whatever the config says
         return (None,) * layers
-    if family == "mistral":
-        silent = "sliding_window" not in fields.values
+    if family in ("mistral", "mixtral"):
+        silent = "sliding_window" not in fields.values and family == "mistral"
         window = 4096 if silent else fields.optional_integer("sliding_window")
         return (window,) * layers
 
-    window = fields.optional_integer("sliding_window")
-    if not fields.flag("use_sliding_window", False):
+    used = fields.flag("use_sliding_window", False)
+    # transformers writes a Qwen2-MoE window that is not used as 0.
+    window = fields.optional_integer("sliding_window", minimum=1 if used else 0)
+    if not used:
         window = None
     elif window is None and "sliding_window" not in fields.values:
         window = 4096
+    if family == "qwen3_moe":  # its class knows no kinds of layers
+        return (window,) * layers
     kinds = fields.values.get("layer_types")
     if kinds is None:
-        first = fields.integer("max_window_layers", 28, minimum=0)
-        return tuple(window if layer >= first else None for layer in range(layers))
+        bound = fields.integer("max_window_layers", 28, minimum=0)
+        if family == "qwen2_moe":
+            return tuple(window if layer < bound and layer % 2 == 0 else None for layer in range(layers))
+        return tuple(window if layer >= bound else None for layer in range(layers))
     if not isinstance(kinds, list) or len(kinds) != layers:
         found = f"{len(kinds)} entries" if isinstance(kinds, list) else repr(kinds)
         fields.problem("layer_types", f"must be a list of {layers} entries, one a layer, not {found}")
@@ -229,12 +249,13 @@ def _sliding_windows(fields: Fields, family: str, layers: int) -> tuple[int | No
 
 def _bos_token_id(fields: Fields, family: str) -> int | None:
     if "bos_token_id" not in fields.values:
-        return 1 if family in ("llama", "mistral") else None
+        return 1 if family in ("llama", "mistral", "mixtral") else None
     return fields.optional_integer("bos_token_id", minimum=0)
 
 
 def _eos_token_ids(fields: Fields, family: str) -> tuple[int, ...]:
-    return _token_ids(fields, "eos_token_id", (2,) if family in ("llama", "mistral") else ())
+    absent = (2,) if family in ("llama", "mistral", "mixtral") else ()
+    return _token_ids(fields, "eos_token_id", absent)
 
 
 def _token_ids(fields: Fields, name: str, absent: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError
-from toolchain.model.families import linear_shapes
+from toolchain.model.families import linear_kinds, mlp_widths
 from toolchain.model.spec import ModelSpec
 
 GROUPWISE = frozenset({"awq", "gptq", "awq_gptq", "w4a8_awq"})
@@ -25,15 +25,14 @@ def parallel_problems(
         problems.append(_split_error("attention heads", heads, "parallelism.tensor", tensor))
     if kv_heads % tensor and tensor % kv_heads:
         problems.append(_split_error("KV heads", kv_heads, "parallelism.tensor", tensor))
-    if spec.intermediate_size % tensor:
-        problems.append(
-            _split_error("intermediate_size", spec.intermediate_size, "parallelism.tensor", tensor)
-        )
+    for field, width in mlp_widths(spec).items():
+        if width % tensor:
+            problems.append(_split_error(field, width, "parallelism.tensor", tensor))
     if pipeline > spec.num_hidden_layers:
         problems.append(_split_error("layers", spec.num_hidden_layers, "parallelism.pipeline", pipeline))
     if method in GROUPWISE:
         block = max(128 if method == "w4a8_awq" else 64, group_size) * tensor
-        for module, shape in linear_shapes(spec).items():
+        for module, shape in linear_kinds(spec).items():
             if any(size % block for size in shape):
                 problems.append(
                     PlanError(
@@ -46,6 +45,20 @@ def parallel_problems(
                     )
                 )
     return problems
+
+
+def flavour_problems(spec: ModelSpec, flavour: str) -> list[PlanError]:
+    """Why `flavour` cannot run the model; empty when it can."""
+    if flavour != "openvino" or spec.moe is None:
+        return []
+    return [
+        PlanError(
+            f"the openvino flavour does not run {spec.architecture}",
+            where="engine.flavour",
+            why="its graph has dense MLPs only, and this model has experts",
+            fix="use a flavour for GPUs, or a dense model",
+        )
+    ]
 
 
 def gpu_problems(method: str, kv_cache: str, gpu: str) -> list[PlanError]:

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from toolchain.data import load_table
-from toolchain.model.families import EMBEDDING, LM_HEAD, expected_tensors, linear_shapes, optional_tensors
+from toolchain.model.families import (
+    expected_tensors,
+    layer_examples,
+    layer_tensors,
+    linear_shapes,
+    mlp_widths,
+    optional_tensors,
+)
 from toolchain.model.spec import ModelSpec
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -39,35 +46,44 @@ class WeightBytes:
 
     embedding: int
     head: int
-    layer_linears: int  # all decoder layers together
-    layer_other: int  # norms and biases
+    linears: tuple[int, ...]  # of each decoder layer
+    other: tuple[int, ...]  # of each decoder layer: norms, biases, routers
+    final_norm: int
+
+    @property
+    def layer_linears(self) -> int:
+        """The linears of all decoder layers together."""
+        return sum(self.linears)
 
     @property
     def total(self) -> int:
         """Everything that is loaded."""
-        return self.embedding + self.head + self.layer_linears + self.layer_other
+        return self.embedding + self.head + self.final_norm + self.layer_linears + sum(self.other)
 
 
 def weight_bytes(spec: ModelSpec, method: str = "none", group_size: int = 128) -> WeightBytes:
     """Bytes of `spec`'s weights stored by quantization `method` (a row of `data/formats.yaml`).
 
-    The embedding and lm_head stay in the model's dtype, as every export of ours leaves them; a tied
+    Embedding, lm_head and routers stay in the model's dtype, as every export of ours leaves them; a tied
     model counts the shared table once, as embedding.
     """
     element = DTYPE_BYTES[spec.dtype]
-    linears = {f"{module}.weight" for module in linear_shapes(spec)}
-    embedding = head = layer_linears = layer_other = 0
-    for name, shape in expected_tensors(spec).items():
-        count = math.prod(shape)
-        if name == EMBEDDING:
-            embedding = count * element
-        elif name == LM_HEAD:
-            head = 0 if spec.tie_word_embeddings else count * element
-        elif name.removeprefix("model.layers.").partition(".")[2] in linears:
-            layer_linears += _linear_bytes(shape, element, method, group_size)
-        else:
-            layer_other += count * element
-    return WeightBytes(embedding, head, layer_linears, layer_other)
+    linears, other = {}, {}
+    for layer in layer_examples(spec):
+        shapes, tensors = linear_shapes(spec, layer), layer_tensors(spec, layer)
+        kind = spec.is_sparse(layer)
+        linears[kind] = sum(_linear_bytes(shape, element, method, group_size) for shape in shapes.values())
+        whole = sum(math.prod(shape) for shape in tensors.values())
+        other[kind] = element * (whole - sum(math.prod(shape) for shape in shapes.values()))
+    kinds = [spec.is_sparse(layer) for layer in range(spec.num_hidden_layers)]
+    table = spec.vocab_size * spec.hidden_size * element
+    return WeightBytes(
+        embedding=table,
+        head=0 if spec.tie_word_embeddings else table,
+        linears=tuple(linears[kind] for kind in kinds),
+        other=tuple(other[kind] for kind in kinds),
+        final_norm=spec.hidden_size * element,
+    )
 
 
 def _linear_bytes(shape: tuple[int, ...], element: int, method: str, group_size: int) -> int:
@@ -87,13 +103,21 @@ def _linear_bytes(shape: tuple[int, ...], element: int, method: str, group_size:
 def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeline: int) -> int:
     """Bytes on the fullest rank of a tensor x pipeline split.
 
-    Linears, embedding and head are divided by `tensor`; the first `num_layers mod pipeline` stages hold one
-    layer more; the first stage holds the embedding, the last the head.
+    Linears (every expert's too), embedding and head are divided by `tensor`, the rest is on each rank; the
+    first `num_layers mod pipeline` stages hold one layer more; the first stage holds the embedding, the last
+    the head.
     """
-    layers = math.ceil(spec.num_hidden_layers / pipeline)
-    per_layer = (weights.layer_linears // tensor + weights.layer_other) / spec.num_hidden_layers
-    ends = weights.embedding + weights.head if pipeline == 1 else max(weights.embedding, weights.head)
-    return int(per_layer * layers + ends / tensor)
+    layers, longer = divmod(spec.num_hidden_layers, pipeline)
+    fullest, begin = 0.0, 0
+    for stage in range(pipeline):
+        end = begin + layers + (stage < longer)
+        split, whole = sum(weights.linears[begin:end]), sum(weights.other[begin:end])
+        if stage == 0:
+            split += weights.embedding
+        if stage == pipeline - 1:
+            split, whole = split + weights.head, whole + weights.final_norm
+        fullest, begin = max(fullest, split / tensor + whole), end
+    return int(fullest)
 
 
 def openvino_private_bytes(
@@ -122,7 +146,8 @@ def openvino_private_bytes(
 
 def _linear_count(spec: ModelSpec) -> int:
     """Elements of the linears of all decoder layers."""
-    return spec.num_hidden_layers * sum(math.prod(shape) for shape in linear_shapes(spec).values())
+    layers = range(spec.num_hidden_layers)
+    return sum(math.prod(shape) for layer in layers for shape in linear_shapes(spec, layer).values())
 
 
 def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline: int = 1) -> float:
@@ -144,12 +169,14 @@ def quantize_peak_bytes(spec: ModelSpec, method: str, samples: int, seq_len: int
     dtype; a batch's activations. It does not grow with the number of layers. Measured for awq from hidden
     512 to 2048: within a fifth of this.
     """
-    tensors = expected_tensors(spec)
-    first = sum(math.prod(shape) for name, shape in tensors.items() if name.startswith("model.layers.0."))
-    widest = max(spec.intermediate_size, spec.num_attention_heads * spec.head_dim, spec.hidden_size)
+    largest = max(
+        sum(math.prod(shape) for shape in layer_tensors(spec, layer).values())
+        for layer in layer_examples(spec)
+    )
+    widest = max(*mlp_widths(spec).values(), spec.num_attention_heads * spec.head_dim, spec.hidden_size)
     grams = 3 if method.endswith("gptq") else 1  # the matrix, its reordered copy and its factor
-    layer = 4 * (2 * first + grams * widest * widest)
-    embedding = math.prod(tensors[EMBEDDING]) * DTYPE_BYTES[spec.dtype]
+    layer = 4 * (2 * largest + grams * widest * widest)
+    embedding = spec.vocab_size * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     hidden_states = samples * seq_len * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     return 3 * hidden_states + max(layer, embedding) + QUANTIZE_BATCH_BYTES
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError, combined
+from toolchain.model.families import active_width
 from toolchain.plan import compat, memory
 from toolchain.plan.facts import model_facts
 
@@ -119,7 +120,8 @@ def make_plan(recipe: Recipe) -> Plan:
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
     wanted = engine.kv_cache.max_tokens or engine.max_batch_size * max_seq_len
 
-    problems = compat.parallel_problems(spec, quant.method, quant.group_size, tensor, pipeline)
+    problems = compat.flavour_problems(spec, engine.flavour)
+    problems += compat.parallel_problems(spec, quant.method, quant.group_size, tensor, pipeline)
     notes = []
     if recipe.model.dtype not in ("auto", spec.dtype):
         problems.append(
@@ -240,7 +242,7 @@ def _cpu_executes_bf16() -> bool:
 def _activation_bytes(recipe: Recipe, spec: ModelSpec) -> int:
     """Rough peak of a step: MLP intermediates of max_num_tokens, float32 logits of each sequence."""
     engine, tensor = recipe.engine, recipe.parallelism.tensor
-    mlp = engine.max_num_tokens * (2 * spec.intermediate_size // tensor + 4 * spec.hidden_size) * 2
+    mlp = engine.max_num_tokens * (2 * active_width(spec) // tensor + 4 * spec.hidden_size) * 2
     return int(mlp + engine.max_batch_size * spec.vocab_size * 4)
 
 

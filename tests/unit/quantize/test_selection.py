@@ -5,7 +5,7 @@ import pytest
 
 from quantize.awq_method import Awq
 from quantize.gptq_method import Gptq
-from quantize.selection import Override, assign_methods, check_shapes
+from quantize.selection import Override, assign_methods, check_shapes, modules
 from toolchain.errors import QuantizeError
 from toolchain.model.spec import ModelSpec, load_spec
 
@@ -55,3 +55,27 @@ def test_shapes_are_checked_for_what_is_quantized(spec: ModelSpec) -> None:
     check_shapes(spec, assign_methods(spec, Awq(64), ["*.down_proj"]))
     with pytest.raises(QuantizeError, match="a group size of 0 is not possible"):
         check_shapes(spec, assign_methods(spec, Awq(0), []))
+
+
+def test_routers_are_never_quantized(save_model: Callable[..., Path]) -> None:
+    mixtral = load_spec(save_model("Mixtral", num_local_experts=3))
+    gates = ["model.layers.0.block_sparse_moe.gate", "model.layers.1.block_sparse_moe.gate"]
+    assert modules(mixtral)[0] == ["lm_head", "model.embed_tokens", *gates]
+    every = assign_methods(mixtral, Awq(16), [])
+    assert len(every) == 2 * (4 + 3 * 3)
+    assert not every.keys() & set(gates)
+    assert assign_methods(mixtral, Awq(16), ["*.gate"]) == every
+    left = assign_methods(mixtral, Awq(16), ["*.1.block_sparse_moe.experts.2.*"])
+    assert [name.rpartition(".")[2] for name in every if name not in left] == ["w1", "w3", "w2"]
+    qwen = load_spec(save_model("Qwen2Moe", num_experts=3, mlp_only_layers=[1], num_experts_per_tok=1))
+    assert modules(qwen)[0][2:] == ["model.layers.0.mlp.gate", "model.layers.0.mlp.shared_expert_gate"]
+
+
+def test_shapes_of_experts_are_reported_once(save_model: Callable[..., Path]) -> None:
+    widths = {"num_experts": 9, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_hidden_layers": 3}
+    spec = load_spec(save_model("Qwen3Moe", **widths, mlp_only_layers=[0]))
+    with pytest.raises(QuantizeError, match="do not divide into groups") as caught:
+        check_shapes(spec, assign_methods(spec, Awq(32), []))
+    expected = "mlp.experts.*.down_proj has 40 input channels, which groups of 32 do not divide"
+    assert caught.value.why == expected
+    check_shapes(spec, assign_methods(spec, Awq(32), ["*.experts.*.down_proj"]))

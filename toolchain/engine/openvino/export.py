@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.errors import PlanError, os_error
+from toolchain.errors import PlanError, combined, os_error
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.spec import ModelSpec, load_spec
+from toolchain.plan.compat import flavour_problems
 from toolchain.progress import Progress, Silent
 
 MODEL_XML, MODEL_BIN = "openvino_model.xml", "openvino_model.bin"
@@ -44,10 +45,13 @@ def build_ir(
     Raises:
         ModelError: a tensor is missing or is not the one that config.json implies.
         BuildError: a tensor is of a dtype that the flavour does not run.
-        PlanError: the model rotates positions differently at different lengths up to `max_seq_len`.
+        PlanError: the model has experts, or rotates positions differently at different lengths up to
+            `max_seq_len`.
         StoreError: the file system refuses.
     """
     spec = load_spec(checkpoint_dir)
+    if problems := flavour_problems(spec, "openvino"):
+        raise combined(problems)
     checkpoint = Checkpoint.open(checkpoint_dir)
     max_seq_len = max_seq_len or spec.max_position_embeddings
     inv_freq = _inv_freq(spec, max_seq_len)

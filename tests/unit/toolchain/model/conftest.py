@@ -12,10 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 TINY = {
@@ -61,10 +64,47 @@ VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     ),
 }
 
+_QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+MOE_VARIANTS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "mixtral": (MixtralConfig, {"num_local_experts": 3}),
+    "mixtral, one expert, window": (
+        MixtralConfig,
+        {"num_local_experts": 1, "num_experts_per_tok": 1, "sliding_window": 32, "head_dim": 16},
+    ),
+    "qwen2-moe": (Qwen2MoeConfig, _QWEN_EXPERTS | {"shared_expert_intermediate_size": 40}),
+    "qwen2-moe, windows, every second layer, no bias": (
+        Qwen2MoeConfig,
+        _QWEN_EXPERTS
+        | {
+            "shared_expert_intermediate_size": 40,
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 32,
+            "max_window_layers": 3,
+            "qkv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-moe": (Qwen3MoeConfig, _QWEN_EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+    "qwen3-moe, a dense layer, window, bias": (
+        Qwen3MoeConfig,
+        _QWEN_EXPERTS
+        | {
+            "head_dim": 16,
+            "mlp_only_layers": [0],
+            "use_sliding_window": True,
+            "sliding_window": 32,
+            "attention_bias": True,
+        },
+    ),
+}
+
 
 def _make_model(variant: str) -> PreTrainedModel:
     """A model of `variant` with random bfloat16 weights; the seed is fixed."""
-    config_class, settings = VARIANTS[variant]
+    config_class, settings = (VARIANTS | MOE_VARIANTS)[variant]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config_class(**TINY | settings), dtype=torch.bfloat16)
 
@@ -73,6 +113,12 @@ def _make_model(variant: str) -> PreTrainedModel:
 def make_model() -> Callable[[str], PreTrainedModel]:
     """Makes the model of a variant."""
     return _make_model
+
+
+@pytest.fixture(params=MOE_VARIANTS)
+def moe_variant(request: pytest.FixtureRequest) -> str:
+    """Every variant with experts in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(params=VARIANTS)

@@ -243,6 +243,21 @@ class TestVerify:
         make_model(variant).save_pretrained(tmp_path)
         Checkpoint.open(tmp_path).verify(load_spec(tmp_path))
 
+    def test_every_variant_with_experts(self, moe_variant: str, make_model, tmp_path: Path) -> None:
+        make_model(moe_variant).save_pretrained(tmp_path)
+        Checkpoint.open(tmp_path).verify(load_spec(tmp_path))
+
+    @pytest.mark.parametrize(
+        "name",
+        ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "block_sparse_moe.experts.down_proj.weight"],
+    )
+    def test_fused_experts_are_refused_with_the_way_out(self, make_model, tmp_path: Path, name: str) -> None:
+        make_model("mixtral").save_pretrained(tmp_path)
+        rewrite(tmp_path, **{f"model.layers.0.{name}": torch.zeros(3, 32, 48)})
+        with pytest.raises(ModelError, match=r"(?s)experts are stored fused.*save_pretrained") as caught:
+            Checkpoint.open(tmp_path).verify(load_spec(tmp_path))
+        assert caught.value.where == f"{tmp_path}: model.layers.0.{name}"
+
     def test_all_differences_come_together(self, single: Path) -> None:
         rewrite(
             single,

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolchain.errors import ModelError
+from toolchain.model.moe import MoeSpec
 from toolchain.model.rope import RopeSpec
 from toolchain.model.spec import FAMILIES, ModelSpec, load_spec
 
@@ -111,7 +112,98 @@ QWEN3 = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-PUBLISHED = {"llama": LLAMA31, "mistral": MISTRAL, "qwen2": QWEN25, "qwen3": QWEN3}
+# Mixtral-8x7B-v0.1, Qwen1.5-MoE-A2.7B, Qwen3-30B-A3B.
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mixtral",
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.02,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32000,
+}
+QWEN2_MOE = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "max_position_embeddings": 8192,
+    "max_window_layers": 21,
+    "model_type": "qwen2_moe",
+    "moe_intermediate_size": 1408,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 16,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "shared_expert_intermediate_size": 5632,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+PUBLISHED = {
+    "llama": LLAMA31,
+    "mistral": MISTRAL,
+    "qwen2": QWEN25,
+    "qwen3": QWEN3,
+    "mixtral": MIXTRAL,
+    "qwen2_moe": QWEN2_MOE,
+    "qwen3_moe": QWEN3_MOE,
+}
 
 
 def read(config: dict[str, Any], **changes: Any) -> ModelSpec:
@@ -186,6 +278,90 @@ def test_spec_of_a_saved_model_agrees_with_transformers(
         assert spec.sliding_windows == tuple(getattr(module, "sliding_window", None) for module in attention)
 
 
+def test_experts_of_published_models() -> None:
+    assert read(MIXTRAL).moe == MoeSpec(8, 2, 14336, 0, True, (True,) * 32)
+    assert read(QWEN2_MOE).moe == MoeSpec(60, 4, 1408, 5632, False, (True,) * 24)
+    assert read(QWEN3_MOE).moe == MoeSpec(128, 8, 768, 0, True, (True,) * 48)
+    assert read(QWEN3).moe is None
+    assert not read(QWEN3).is_sparse(0)
+
+
+def test_spec_of_a_saved_model_with_experts_agrees_with_transformers(
+    moe_variant: str, make_model: Any, tmp_path: Path
+) -> None:
+    model = make_model(moe_variant)
+    model.save_pretrained(tmp_path)
+    spec, config = load_spec(tmp_path), model.config
+    assert spec.moe is not None
+    assert spec.rope.theta == config.rope_parameters["rope_theta"]
+    for index, layer in enumerate(model.model.layers):
+        block = layer.mlp
+        assert spec.is_sparse(index) == hasattr(block, "experts")
+        assert spec.qkv_bias == (layer.self_attn.q_proj.bias is not None)
+        assert spec.o_bias == (layer.self_attn.o_proj.bias is not None)
+        assert spec.qk_norm == hasattr(layer.self_attn, "q_norm")
+        if not spec.is_sparse(index):
+            continue
+        assert spec.moe.num_experts == block.experts.num_experts
+        assert spec.moe.moe_intermediate_size == block.experts.intermediate_dim
+        assert spec.moe.num_experts_per_tok == block.gate.top_k
+        assert spec.moe.norm_topk_prob == getattr(block.gate, "norm_topk_prob", True)
+        shared = block.shared_expert.gate_proj.out_features if hasattr(block, "shared_expert") else 0
+        assert spec.moe.shared_expert_intermediate_size == shared
+    if spec.family == "qwen2_moe":
+        kinds = [kind == "sliding_attention" for kind in config.layer_types]
+        assert spec.sliding_windows == tuple(config.sliding_window if kind else None for kind in kinds)
+    else:
+        assert set(spec.sliding_windows) == {config.sliding_window}
+
+
+@pytest.mark.parametrize("base", [MIXTRAL, QWEN2_MOE, QWEN3_MOE], ids=["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_silence_about_experts_means_the_class_default(base: dict[str, Any]) -> None:
+    import transformers
+
+    name = base["architectures"][0].replace("ForCausalLM", "Config")
+    default = getattr(transformers, name)()
+    told = ("expert", "moe_", "topk", "theta", "decoder_sparse", "mlp_only", "model_type")
+    silent = read({key: value for key, value in base.items() if not any(word in key for word in told)})
+    assert silent.moe is not None
+    assert silent.rope.theta == default.rope_parameters["rope_theta"]
+    assert silent.moe.num_experts_per_tok == default.num_experts_per_tok
+    experts = default.num_local_experts if silent.family == "mixtral" else default.num_experts
+    assert silent.moe.num_experts == experts
+    width = base["intermediate_size"] if silent.family == "mixtral" else default.moe_intermediate_size
+    assert silent.moe.moe_intermediate_size == width
+    assert silent.moe.norm_topk_prob == getattr(default, "norm_topk_prob", True)
+    shared = getattr(default, "shared_expert_intermediate_size", 0)
+    assert silent.moe.shared_expert_intermediate_size == shared
+    assert all(silent.moe.sparse_layers)
+
+
+def test_which_layers_are_sparse() -> None:
+    def sparse(**changes: Any) -> list[bool]:
+        moe = read(QWEN3_MOE, num_hidden_layers=4, **changes).moe
+        assert moe is not None
+        return list(moe.sparse_layers)
+
+    assert sparse(decoder_sparse_step=2) == [False, True, False, True]
+    assert sparse(decoder_sparse_step=2, mlp_only_layers=[3]) == [False, True, False, False]
+    assert sparse(mlp_only_layers=None) == [True] * 4
+    assert sparse(mlp_only_layers=[0, 9]) == [False, True, True, True]
+
+
+def test_an_unused_window_may_be_zero() -> None:
+    assert read(QWEN2_MOE, sliding_window=0).sliding_windows == (None,) * 24
+    windows = read(QWEN2_MOE, num_hidden_layers=5, use_sliding_window=True, max_window_layers=3)
+    assert windows.sliding_windows == (32768, None, 32768, None, None)
+    with pytest.raises(ModelError, match="sliding_window must be an integer from 1"):
+        read(QWEN2_MOE, sliding_window=0, use_sliding_window=True)
+
+
+def test_both_generations_name_the_number_of_experts() -> None:
+    for config, name in ((QWEN3_MOE, "num_experts"), (MIXTRAL, "num_local_experts")):
+        other = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}[name]
+        assert read(without(config, name), **{other: config[name]}) == read(config)
+
+
 def test_both_generations_of_transformers_read_alike() -> None:
     new = without(LLAMA31, "torch_dtype", "rope_theta", "rope_scaling") | {
         "dtype": "bfloat16",
@@ -254,12 +430,12 @@ def test_quantization_config_is_kept_verbatim() -> None:
     ("named", "expected"),
     [
         (
-            ["Qwen2MoeForCausalLM"],
-            "Qwen2MoeForCausalLM is not supported.*nearest by name is Qwen2ForCausalLM",
+            ["Qwen2_5ForCausalLM"],
+            "Qwen2_5ForCausalLM is not supported.*nearest by name is Qwen2ForCausalLM",
         ),
         (
-            ["MixtralForCausalLM"],
-            "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3",
+            ["GemmaForCausalLM"],
+            "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3.*MixtralForCausalLM",
         ),
         (["GPT2LMHeadModel"], "GPT2LMHeadModel is not supported"),
         (None, "no model architecture is named"),
@@ -329,6 +505,12 @@ def test_all_problems_come_together() -> None:
         ),
         (QWEN3, {"layer_types": ["linear_attention"] * 36}, "may hold full_attention and sliding_attention"),
         (QWEN3, {"layer_types": ["sliding_attention"] * 36}, "sliding_window must be set and switched on"),
+        (MIXTRAL, {"num_experts_per_tok": 9}, r"num_experts_per_tok \(9\) exceeds the 8 experts"),
+        (MIXTRAL, {"num_local_experts": 0}, "num_local_experts must be an integer from 1"),
+        (QWEN3_MOE, {"mlp_only_layers": "0"}, "mlp_only_layers must be a list of layer numbers, not '0'"),
+        (QWEN3_MOE, {"mlp_only_layers": [True]}, "mlp_only_layers must be a list of layer numbers"),
+        (QWEN3_MOE, {"decoder_sparse_step": 0}, "decoder_sparse_step must be an integer from 1"),
+        (QWEN2_MOE, {"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size must be an"),
     ],
 )
 def test_a_wrong_field_is_named(base: dict[str, Any], changes: dict[str, Any], expected: str) -> None:

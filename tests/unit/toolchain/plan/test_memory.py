@@ -67,3 +67,44 @@ def test_quantize_peak_does_not_grow_with_depth():
 )
 def test_human_bytes(count, text):
     assert memory.human_bytes(count) == text
+
+
+MOE = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 128,
+    "decoder_sparse_step": 2,
+}
+
+
+@given(tensor=st.sampled_from([1, 2, 4, 8]), pipeline=st.integers(1, 6))
+def test_ranks_of_a_model_of_two_kinds_of_layers_hold_at_least_their_share(tensor, pipeline):
+    weights = memory.weight_bytes(spec(**MOE))
+    rank = memory.rank_weight_bytes(spec(**MOE), weights, tensor, pipeline)
+    assert rank * tensor * pipeline >= weights.total * 0.999
+    assert rank <= weights.total
+
+
+def test_weights_of_a_model_of_two_kinds_of_layers_are_the_sum_of_the_tensors():
+    model = spec(**MOE)
+    weights = memory.weight_bytes(model)
+    assert weights.total == sum(2 * math.prod(shape) for shape in expected_tensors(model).values())
+    dense, sparse = weights.linears[:2]
+    assert weights.linears == (dense, sparse) * 3
+    assert sparse - dense == 2 * 3 * 256 * (6 * 64 + 128 - 512)
+    routers = 2 * 256 * (6 + 1)
+    assert weights.other[1] - weights.other[0] == routers
+
+
+def test_the_fullest_stage_is_the_one_with_the_most_experts():
+    one = spec(**MOE | {"mlp_only_layers": [1, 3], "num_hidden_layers": 6, "num_experts": 600})
+    weights = memory.weight_bytes(one)
+    last = weights.linears[5] + weights.other[5] + weights.head + weights.final_norm
+    assert memory.rank_weight_bytes(one, weights, 1, 6) == last
+
+
+def test_quantize_peak_is_that_of_the_largest_layer():
+    mixed = spec(**MOE | {"num_experts": 40})
+    assert memory.quantize_peak_bytes(mixed, "awq", 8, 64) > memory.quantize_peak_bytes(spec(), "awq", 8, 64)

@@ -65,6 +65,39 @@ def test_groupwise_int4_needs_padded_multiples():
     assert any("mlp.down_proj is 3584 x 18944" in what for what in whats)
 
 
+def planned_with_experts(source: str, *overrides: str):
+    return planned("llama70b-int4", "engine.gpu=h100", f"model.source={source}", *overrides)
+
+
+def test_mixtral_int4_on_two_ranks():
+    plan = planned_with_experts("mistralai/Mixtral-8x7B-Instruct-v0.1", "parallelism.tensor=2")
+    assert plan.problems == []
+    assert plan.parameters == 46_702_792_704  # as its model card counts them
+    # A layer: 8 experts of 3 x 4096 x 14336, attention, a router of 8 x 4096 and two norms in bf16.
+    linears = 32 * (8 * 3 * 4096 * 14336 + 2 * 4096 * (4096 + 1024))
+    other = 2 * (32 * (8 * 4096 + 2 * 4096) + 4096)
+    tables = 2 * (2 * 32000 * 4096)
+    assert plan.stored_bytes == linears * (64 + 4) // 128 + other + tables
+    assert plan.rank_bytes == (linears * (64 + 4) // 128 + tables) // 2 + other
+
+
+def test_qwen3_moe():
+    plan = planned_with_experts("Qwen/Qwen3-30B-A3B", "parallelism.tensor=1", "quantization.method=fp8")
+    assert plan.problems == []
+    assert plan.parameters == 30_532_122_624  # as its model card counts them
+    split = planned_with_experts("Qwen/Qwen3-30B-A3B", "parallelism.tensor=4")
+    (problem,) = [problem for problem in split.problems if "down_proj" in problem.what]
+    assert "mlp.experts.*.down_proj is 2048 x 768" in problem.what
+    whats = [p.what for p in planned_with_experts("Qwen/Qwen3-30B-A3B", "parallelism.tensor=5").problems]
+    assert "768 moe_intermediate_size cannot be split 5 ways" in whats
+    assert not any("6144" in what for what in whats)  # no layer has that MLP
+
+
+def test_the_openvino_flavour_refuses_experts():
+    with pytest.raises(PlanError, match="openvino flavour does not run MixtralForCausalLM"):
+        planned("mistral7b-int4-cpu", "model.source=mistralai/Mixtral-8x7B-Instruct-v0.1").check()
+
+
 def test_context_longer_than_the_model():
     with pytest.raises(PlanError, match="exceeds the model's 32768 positions"):
         planned("qwen2.5-7b-gptq", "engine.max_seq_len=40000").check()
@@ -77,6 +110,7 @@ def test_a_dtype_that_the_model_is_not_stored_in():
 
 def test_cache_that_does_not_fit_host_memory(monkeypatch):
     monkeypatch.setattr("toolchain.plan.plan.host_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr("toolchain.plan.plan._cpu_executes_bf16", lambda: True)
     with pytest.raises(PlanError, match="does not fit 8 GiB of host memory"):
         planned("mistral7b-int4-cpu", "engine.max_batch_size=256", "engine.kv_cache.max_tokens=null").check()
 

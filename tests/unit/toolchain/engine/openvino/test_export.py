@@ -63,6 +63,16 @@ def test_a_rotation_that_changes_with_length_is_refused(tiny):
     assert error.value.fix == "set engine.max_seq_len to at most 256"
 
 
+def test_experts_are_refused(tiny):
+    model = tiny("llama")
+    config = json.loads((model.directory / "config.json").read_text())
+    config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    (model.directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError, match="openvino flavour does not run MixtralForCausalLM"):
+        build_ir(model.directory, model.ir_dir)
+    assert not model.ir_dir.exists()
+
+
 def test_longrope_is_served_within_the_original_context(tiny, run_stateful):
     factors = {"short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [4.0] * 16}
     longrope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64} | factors
