@@ -8,7 +8,7 @@ of the tensors, norms and the softmax in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,19 @@ class Routing:
         return tokens_E, self.weights[tokens_E, places_E]
 
 
+@dataclass(frozen=True)
+class Simulation:
+    """What an engine rounds on the way through a layer, besides the weights. See `quantize.simulate`.
+
+    Args:
+        inputs: by linear, what its kernel makes of the input; linears that are not named read it as it is.
+        cache: what the cache makes of keys and of values; None where it holds them as they are.
+    """
+
+    inputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    cache: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
+
+
 class DecoderLayer:
     """The tensors of decoder layer `index`, and its forward pass in steps.
 
@@ -53,6 +66,7 @@ class DecoderLayer:
         index: which layer; it decides the attention window.
         tensors: name without the layer's prefix -> tensor, all of one float dtype. The steps look tensors
             up when they run, so a caller may replace them between steps.
+        simulation: what is rounded on the way; nothing by default.
 
     Attributes:
         mlps: the MLPs, by the names of their tensors.
@@ -61,8 +75,14 @@ class DecoderLayer:
     heads' and F an MLP's channels.
     """
 
-    def __init__(self, spec: ModelSpec, index: int, tensors: Mapping[str, Tensor]) -> None:
-        self.spec = spec
+    def __init__(
+        self,
+        spec: ModelSpec,
+        index: int,
+        tensors: Mapping[str, Tensor],
+        simulation: Simulation = Simulation(),
+    ) -> None:
+        self.spec, self.simulation = spec, simulation
         self.sparse = spec.is_sparse(index)
         self.mlps = layer_mlps(spec, index)
         self.window = spec.sliding_windows[index]
@@ -89,6 +109,9 @@ class DecoderLayer:
         q_BNSD, k_BNSD = _rotate(q_BNSD, *rotary), _rotate(k_BNSD, *rotary)
         if see_cached is not None:
             see_cached(k_BNSD, v_BNSD)
+        if self.simulation.cache is not None:
+            keys, values = self.simulation.cache
+            k_BNSD, v_BNSD = keys(k_BNSD), values(v_BNSD)
         mask_SS = _window_mask(normed_BSH.shape[1], self.window, normed_BSH.device)
         context_BNSD = F.scaled_dot_product_attention(
             q_BNSD, k_BNSD, v_BNSD, attn_mask=mask_SS, is_causal=mask_SS is None, enable_gqa=True
@@ -150,6 +173,9 @@ class DecoderLayer:
         return self.after_mlp(hidden_BSH, self.activate(self.mlp_input(hidden_BSH)))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
+        rounded = self.simulation.inputs.get(name)
+        if rounded is not None:
+            x = rounded(x)
         return F.linear(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
 
     def _norm(self, name: str, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from quantize.layer import DecoderLayer, rms_norm, rotary_tables
+from quantize.layer import DecoderLayer, Simulation, rms_norm, rotary_tables
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import layer_prefix, layer_tensors, linear_groups, routers
 from toolchain.model.spec import ModelSpec, load_spec
@@ -171,3 +171,48 @@ def test_a_scale_in_the_norm_before_experts_is_undone_by_all_that_read_it(
     norm = "post_attention_layernorm.weight"
     layer.tensors[norm] = layer.tensors[norm] / scale
     torch.testing.assert_close(layer.after_experts(hidden), before)
+
+
+@torch.no_grad()
+def test_rounded_inputs_and_caches_are_those_of_hooks_on_transformers(
+    make_model: Callable[..., Any],
+) -> None:
+    """Every linear reads what a hook would hand it; keys are rounded after RoPE, as a cache holds them."""
+
+    def coarse(x: torch.Tensor) -> torch.Tensor:
+        return (x * 16).round() / 16
+
+    model = make_model("Llama", num_hidden_layers=1)
+    tokens = torch.randint(96, (2, 12), generator=torch.Generator().manual_seed(2))
+    exact = model(tokens, output_hidden_states=True)
+    entering = exact.hidden_states[0]
+    layer = model.model.layers[0]
+    names = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
+    for name in names:
+        layer.get_submodule(name).register_forward_pre_hook(lambda _module, args: (coarse(args[0]),))
+    hooked = model(tokens).logits
+
+    spec = ModelSpec.from_config(model.config.to_dict() | {"architectures": ["LlamaForCausalLM"]}, "config")
+    rotary = rotary_tables(spec, 12, torch.float32)
+
+    def logits(simulation: Simulation) -> torch.Tensor:
+        leaving = DecoderLayer(spec, 0, layer.state_dict(), simulation).forward(entering, rotary)
+        return model.lm_head(model.model.norm(leaving))
+
+    torch.testing.assert_close(logits(Simulation(dict.fromkeys(names, coarse))), hooked)
+    assert not torch.allclose(hooked, exact.logits, atol=1e-4)
+
+    seen: list[torch.Tensor] = []
+    plain = DecoderLayer(spec, 0, layer.state_dict())
+    plain.attend(plain.attention_input(entering), rotary, lambda *cached: seen.extend(cached))
+    given: list[torch.Tensor] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        given.append(x)
+        return torch.zeros_like(x)
+
+    context = DecoderLayer(spec, 0, layer.state_dict(), Simulation(cache=(keep, keep))).attend(
+        plain.attention_input(entering), rotary
+    )
+    assert all(ours.equal(theirs) for ours, theirs in zip(given, seen, strict=True))
+    assert context.count_nonzero() == 0  # values of zero were attended to
