@@ -40,6 +40,8 @@ from safetensors.torch import load_file, save_file
 
 TOOLS = ("modelopt", "llmcompressor", "gptqmodel")
 EXPECTED = "expected.safetensors"
+# What readers look at; logs, tokenizers and cards that a tool leaves beside it are not kept.
+KEPT = {EXPECTED, "model.safetensors", "config.json", "hf_quant_config.json", "quantize_config.json"}
 
 
 def main() -> None:
@@ -47,12 +49,20 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
     peer = cast(Peer, importlib.import_module(f"peer_checkpoints.{args.tool}"))
+    # Some tools leave logs in the working directory.
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        sys.exit(_run(args, peer))
+
+
+def _run(args: argparse.Namespace, peer: Peer) -> int:
     if args.check is not None:
-        sys.exit(_check(peer.dequantize(args.check), args.check / EXPECTED, args.dump, args.steps))
+        return _check(peer.dequantize(args.check), args.check / EXPECTED, args.dump, args.steps)
     for kind in args.kind or peer.KINDS:
         print(kind, flush=True)
         _write(peer, kind, args.out)
     _write_readme(peer, args.tool, args.out)
+    return 0
 
 
 def _write(peer: Peer, kind: str, out: Path) -> None:
@@ -67,9 +77,9 @@ def _write(peer: Peer, kind: str, out: Path) -> None:
         if not expected:
             sys.exit(f"{kind}: nothing in the checkpoint is quantized")
         save_file({key: value.contiguous() for key, value in sorted(expected.items())}, made / EXPECTED)
-        for file in made.iterdir():  # what no reader of ours looks at
-            if file.suffix in (".log", ".md", ".py", ".yaml") or file.is_dir():
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        for path in made.iterdir():
+            if path.name not in KEPT:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(out / kind, ignore_errors=True)
         made.rename(out / kind)
 
@@ -129,6 +139,9 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.out is None) == (args.check is None):
         parser.error("name either OUT or --check DIR")
+    for name in ("out", "check", "dump"):
+        if getattr(args, name) is not None:
+            setattr(args, name, getattr(args, name).resolve())
     return args
 
 

@@ -14,13 +14,11 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from peer_checkpoints.source import VOCABULARY, calibration_tokens
+from peer_checkpoints.source import calibration_tokens, tokenizer
 
 PACKAGES = ("llmcompressor", "compressed-tensors")
 EXPECTED = "bfloat16, as compressed-tensors computes: codes times scales, rounded once."
@@ -53,7 +51,7 @@ def write(kind: str, source: Path, out: Path) -> None:
     rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in calibration_tokens()]
     oneshot(
         model=model,
-        processor=_tokenizer(),
+        processor=tokenizer(),  # it insists on one, though the data are token ids already
         dataset=DataLoader(rows, batch_size=1),  # type: ignore[arg-type]
         recipe=_recipe(kind),
         num_calibration_samples=len(rows),
@@ -71,12 +69,6 @@ def dequantize(directory: Path) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if getattr(module, "quantization_scheme", None) is not None and hasattr(module, "weight")
     }
-
-
-def _tokenizer() -> transformers.PreTrainedTokenizerBase:
-    """`oneshot` insists on one, also where the data are token ids already."""
-    words = {str(index): index for index in range(VOCABULARY)}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")))
 
 
 def _recipe(kind: str) -> Any:

@@ -35,7 +35,6 @@ KINDS = {
     "int8_sq": "W8A8_SQ_PER_CHANNEL: SmoothQuant",
     "int8_wo": "W8A16: int8 weights, a scale per output channel",
     "nvfp4": "NVFP4, group 16",
-    "w4a16_nvfp4": "W4A16_NVFP4: NVFP4 weights only",
     "mixed": "MIXED_PRECISION: attention FP8, MLP W4A16_AWQ, o_proj unquantized",
     "mixtral_fp8": "FP8 of a Mixtral, four experts",
 }
@@ -52,7 +51,6 @@ _CONFIGS = {
     "int8_sq": mtq.INT8_SMOOTHQUANT_CFG,
     "int8_wo": mtq.INT8_WEIGHT_ONLY_CFG,
     "nvfp4": mtq.NVFP4_DEFAULT_CFG,
-    "w4a16_nvfp4": mtq.W4A16_NVFP4_CFG,
     "mixed": mtq.FP8_DEFAULT_CFG,
     "mixtral_fp8": mtq.FP8_DEFAULT_CFG,
 }

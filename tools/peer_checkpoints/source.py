@@ -75,6 +75,18 @@ def calibration_tokens(count: int = 16, length: int = 32) -> Tensor:
     return torch.randint(VOCABULARY, (count, length), generator=torch.Generator().manual_seed(1))
 
 
+def tokenizer() -> Any:
+    """A tokenizer of as many words as the models know, for tools that do not start without one."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = {str(index): index for index in range(VOCABULARY)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="0")), bos_token="1", eos_token="2"
+    )
+
+
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Matrices of unit gain; norms far from one: input channels differ, as those of trained models do.
 
