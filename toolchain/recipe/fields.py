@@ -23,11 +23,14 @@ def _schema() -> Fragment:
 def fragment_at(path: tuple[str | int, ...]) -> Fragment | None:
     """The JSON Schema of the field at `path` with references resolved, or None where there is no such field.
 
-    A nullable field gives its other form plus `"nullable": True`.
+    A nullable field gives its other form plus `"nullable": True`. The fields of a list's items may be
+    named without an index, as in `quantization.overrides.method`.
     """
     fragment: Fragment | None = _resolve(_schema())
     for step in path:
         assert fragment is not None
+        if isinstance(step, str) and "items" in fragment:  # a field of each of the list's items
+            fragment = _resolve(fragment["items"])
         inner = fragment.get("items") if isinstance(step, int) else fragment.get("properties", {}).get(step)
         if inner is None:
             return None
@@ -61,6 +64,12 @@ def _form(fragment: Fragment) -> str:
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _range(fragment)
     if kind == "array":
+        items = _resolve(fragment["items"])
+        if "properties" in items:
+            return "a list of mappings with the fields " + ", ".join(items["properties"])
+        if "enum" in items:
+            few = fragment.get("minItems")
+            return f"a list of {f'at least {few} ' if few else ''}of {', '.join(map(str, items['enum']))}"
         return "a list of texts"
     if kind == "string":
         return str(fragment.get("patternErrorMessage", "text"))
@@ -89,11 +98,17 @@ def all_paths() -> list[str]:
 
     def below(prefix: str, fragment: Fragment) -> list[str]:
         found = []
-        for name, inner in fragment.get("properties", {}).items():
+        for name, inner in _properties(fragment).items():
             found += [prefix + name, *below(f"{prefix}{name}.", _resolve(inner))]
         return found
 
     return below("", _schema())
+
+
+def _properties(fragment: Fragment) -> Fragment:
+    """The fields of a section, or of each item of a list of mappings."""
+    inner = _resolve(fragment["items"]) if "items" in fragment else fragment
+    return dict(inner.get("properties", {}))
 
 
 @dataclass(frozen=True)
@@ -147,20 +162,21 @@ def explain_field(path: str = "") -> FieldHelp:
             fix=f"llmbuild explain {near or 'name, or engine, or any other field'}",
         )
     parent = fragment_at(steps[:-1]) or {}
+    parent = _resolve(parent["items"]) if "items" in parent else parent
     required = bool(steps) and steps[-1] in parent.get("required", ())
     return _help(path, fragment, required)
 
 
 def _help(path: str, fragment: Fragment, required: bool) -> FieldHelp:
-    properties = fragment.get("properties", {})
+    inside = _resolve(fragment["items"]) if "items" in fragment else fragment
     fields = tuple(
-        _help(f"{path}.{name}".lstrip("."), _resolve(inner), name in fragment.get("required", ()))
-        for name, inner in properties.items()
+        _help(f"{path}.{name}".lstrip("."), _resolve(inner), name in inside.get("required", ()))
+        for name, inner in inside.get("properties", {}).items()
     )
     default = "required" if required else as_yaml(fragment["default"]) if "default" in fragment else None
     form = (
         "a section" + (", or null" if fragment.get("nullable") else "")
-        if properties
+        if "properties" in fragment
         else expectation(fragment)
     )
     return FieldHelp(path, form, default, fragment.get("description", ""), fields)

@@ -8,7 +8,7 @@ from typing import Any
 from toolchain.recipe.document import KeyPath, Leaf, Tree
 from toolchain.recipe.fields import Fragment, as_yaml, nearest
 from toolchain.recipe.scalars import resolve
-from toolchain.recipe.section import DATASET_FORM, PERCENT_FORM, SLUG_FORM, SOURCE_FORM
+from toolchain.recipe.section import DATASET_FORM, PERCENT_FORM, SIZE_FORM, SLUG_FORM, SOURCE_FORM
 
 # What TensorRT-LLM, ModelOpt and vLLM call a thing that has another name or place here.
 OTHER_PLACES = {
@@ -60,6 +60,8 @@ def path_name(path: KeyPath) -> str:
 
 def mend(path: KeyPath, fragment: Fragment, value: object, tree: Tree | None) -> str:
     """The edit that most likely makes `value` acceptable."""
+    if "properties" in fragment and path and isinstance(path[-1], int):
+        return "write a mapping: {" + ", ".join(f"{name}: ..." for name in fragment["required"]) + "}"
     if "properties" in fragment:
         return f"remove `{path[-1]}:`, or indent its fields below it" if path else "begin with `schema: 1`"
     if value is None:
@@ -108,12 +110,17 @@ def _mend_text(fragment: Fragment, value: object, raw: str | None) -> str | None
             return f"write {slug}" if slug else None
         if form == DATASET_FORM and ":" not in value:
             return f"write file:{value}" if value.isprintable() and value else None
+        if form == SIZE_FORM and (number := re.match(r"[0-9]{1,9}(\.[0-9]{1,3})?", value)):
+            prefix = re.match(r" *([kmgt]i?)?", value[number.end() :].lower())
+            unit = (prefix and prefix[1]) or "gi"
+            return f"write {number[0]}{unit[0].upper()}{unit[1:]}B"
         if form == SOURCE_FORM and value.count("/") > 1 and value.isprintable():
             return f"for a directory, write ./{value}"
         return None
     if raw is None:
         return None
-    return f"write {raw}%" if form == PERCENT_FORM else f'put quotes around it: "{raw}"'
+    unit = {PERCENT_FORM: "%", SIZE_FORM: "GiB"}.get(form)
+    return f"write {raw}{unit}" if unit else f'put quotes around it: "{raw}"'
 
 
 def _choice(choices: list[Any], value: object) -> str:

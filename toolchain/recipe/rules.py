@@ -8,64 +8,23 @@ tool belongs to the plan.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from toolchain.recipe.quantization import CALIBRATED_METHODS
+from toolchain.recipe.quantization_rules import quantization_violations
 from toolchain.recipe.schema import Recipe
-
-
-@dataclass(frozen=True)
-class Violation:
-    """Fields that cannot stand together.
-
-    Args:
-        path: dotted path of the field at fault.
-        others: the fields it clashes with.
-        what, why, fix: as in `LlmbuildError`.
-    """
-
-    path: str
-    others: tuple[str, ...]
-    what: str
-    why: str
-    fix: str
+from toolchain.recipe.violation import Violation
 
 
 def violations(recipe: Recipe) -> Iterator[Violation]:
     """Everything in `recipe` that cannot work, in no particular order."""
-    yield from _quantization(recipe)
+    yield from quantization_violations(recipe)
     yield from _flavour(recipe)
     yield from _limits(recipe)
     yield from _cache(recipe)
     yield from _gates(recipe)
 
 
-def _quantization(recipe: Recipe) -> Iterator[Violation]:
-    quantization = recipe.quantization
-    if quantization.calibration is not None:
-        return
-    add = "add `calibration: {dataset: file:TEXT}` to `quantization`"
-    if quantization.method in CALIBRATED_METHODS:
-        yield Violation(
-            "quantization.method",
-            ("quantization.calibration",),
-            f"quantization.method {quantization.method} needs quantization.calibration",
-            "its scales are chosen from the activations that real text causes",
-            f"{add}, or choose int8_wo or int4_wo, which need none",
-        )
-    if quantization.kv_cache == "int8":
-        yield Violation(
-            "quantization.kv_cache",
-            ("quantization.calibration",),
-            "quantization.kv_cache int8 needs quantization.calibration",
-            "its scales are chosen from the keys and values that real text causes",
-            f"{add}, or choose fp8, which works with a scale of 1",
-        )
-
-
 def _flavour(recipe: Recipe) -> Iterator[Violation]:
-    engine, quantization = recipe.engine, recipe.quantization
-    flavour = engine.flavour
+    engine, flavour = recipe.engine, recipe.engine.flavour
     if flavour == "openvino":
         for axis in ("tensor", "pipeline"):
             if getattr(recipe.parallelism, axis) > 1:
@@ -76,14 +35,6 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                     "the openvino flavour runs in one process on the CPU",
                     "set it to 1, or choose engine.flavour tensorrt, pytorch or vllm",
                 )
-        if quantization.kv_cache != "auto":
-            yield Violation(
-                "quantization.kv_cache",
-                ("engine.flavour",),
-                f"quantization.kv_cache {quantization.kv_cache} needs a GPU flavour",
-                "OpenVINO quantizes its own cache, to u8",
-                "set it to auto, and engine.kv_cache.dtype to u8",
-            )
         return
     for path, is_set, default in (
         ("engine.precision", engine.precision != "fast", "fast"),
@@ -98,14 +49,6 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                 f"engine.flavour is {flavour}, where it would have no effect",
                 f"remove it, or set it to {default}",
             )
-    if quantization.group_size == 32 and quantization.method in ("awq", "gptq", "awq_gptq", "w4a8_awq"):
-        yield Violation(
-            "quantization.group_size",
-            ("engine.flavour", "quantization.method"),
-            "quantization.group_size 32 works on the openvino flavour only",
-            "the 4-bit kernels of the GPU flavours have groups of 64 or 128",
-            "set it to 64 or 128",
-        )
 
 
 def _limits(recipe: Recipe) -> Iterator[Violation]:

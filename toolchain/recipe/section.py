@@ -21,6 +21,7 @@ SLUG_FORM = (
 SOURCE_FORM = "a Hugging Face id (owner/name), or a directory that begins with ./ ../ / or ~/"
 DATASET_FORM = "file:PATH or hf:OWNER/NAME"
 PERCENT_FORM = "a percentage such as 3% or 0.5%"
+SIZE_FORM = "a size such as 512MiB or 5GiB"
 
 # A Hub id is `name` or `owner/name`; a path begins with `.`, `/` or `~`. No look at the file system decides
 # which of the two is meant, so a recipe means the same on every machine.
@@ -53,3 +54,16 @@ Percent = Annotated[
         json_schema_extra={"patternErrorMessage": PERCENT_FORM},
     ),
 ]
+Size = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?[KMGT]i?B$",
+        json_schema_extra={"patternErrorMessage": SIZE_FORM},
+    ),
+]
+
+
+def size_bytes(size: str) -> int:
+    """A `Size` in bytes: KiB is 1024 of them, KB 1000."""
+    number, unit = size.rstrip("KMGTiB"), size.lstrip("0123456789.")
+    return int(float(number) * (1024 if "i" in unit else 1000) ** ("KMGT".index(unit[0]) + 1))

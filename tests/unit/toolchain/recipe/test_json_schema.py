@@ -47,6 +47,10 @@ def disagreements(value: Any, fragment: Fragment, where: str = "") -> list[str]:
                 ok = not isinstance(value, str) or len(value) >= wanted
             case "maxLength":
                 ok = not isinstance(value, str) or len(value) <= wanted
+            case "minItems":
+                ok = not isinstance(value, list) or len(value) >= wanted
+            case "maxItems":
+                ok = not isinstance(value, list) or len(value) <= wanted
             case "pattern":
                 ok = not isinstance(value, str) or re.search(wanted, value) is not None
             case "required":
@@ -94,6 +98,14 @@ def test_shipped_recipes_are_valid_under_it(name: str) -> None:
         ("{schema: 1, engine: {kv_cache: {paged: 1}}}", ".engine.kv_cache.paged: type"),
         ("{schema: 1, quantization: {method: awk}}", ".quantization.method: enum"),
         ("{schema: 1, quantization: {exclude: [1]}}", ".quantization.exclude[0]: type"),
+        (
+            "{schema: 1, quantization: {overrides: [{modules: '*', method: x}]}}",
+            ".quantization.overrides[0].method: enum",
+        ),
+        (
+            "{schema: 1, quantization: {search: {candidates: [awq]}}}",
+            ".quantization.search: no form fits",
+        ),
         ("{schema: 1, model: {source: a/b/c}}", ".model.source: pattern"),
         ("{schema: 1, imports: x.yaml}", ".imports: type"),
     ],

@@ -28,7 +28,7 @@ def test_calibrated_methods_need_calibration(method: str) -> None:
     assert broken(quantization={"method": method, "calibration": CALIBRATION}) == []
 
 
-@pytest.mark.parametrize("method", ["none", "int8_wo", "int4_wo"])
+@pytest.mark.parametrize("method", ["none", "int8_wo", "int4_wo", "fp8_rowwise"])
 def test_other_methods_do_not(method: str) -> None:
     assert broken(quantization={"method": method}) == []
 
@@ -77,6 +77,77 @@ def test_groups_of_32_have_no_gpu_kernel() -> None:
     assert broken(quantization=quantization, engine=GPU) == ["quantization.group_size"]
     assert broken(quantization=quantization) == []
     assert broken(quantization={**quantization, "method": "none"}, engine=GPU) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "deaf", "hears"),
+    [
+        ("group_size", 64, "fp8", "w4a8_awq"),
+        ("symmetric", False, "int8_sq", "awq"),
+        ("clip", False, "int4_wo", "awq_gptq"),
+        ("act_order", False, "awq", "gptq"),
+        ("damp", 0.1, "awq", "awq_gptq"),
+        ("alpha", 0.5, "fp8", "int8_sq"),
+    ],
+)
+def test_a_field_that_no_method_reads(field: str, value: Any, deaf: str, hears: str) -> None:
+    base = {"calibration": CALIBRATION, field: value}
+    assert broken(quantization=base | {"method": deaf}) == [f"quantization.{field}"]
+    assert broken(quantization=base | {"method": hears}) == []
+    assert broken(quantization=base | {"method": "none"}) == []
+    heard = [{"modules": "*.down_proj", "method": hears}]
+    assert broken(quantization=base | {"method": deaf, "overrides": heard}) == []
+
+
+def test_an_override_reads_its_group_size_and_its_calibration() -> None:
+    override = {"modules": "*.down_proj", "method": "fp8", "group_size": 64}
+    quantization = {"method": "none", "overrides": [override]}
+    assert broken(quantization=quantization) == ["quantization.overrides"] * 2
+    override["method"], override["group_size"] = "awq", 32
+    quantization["calibration"] = CALIBRATION  # type: ignore[assignment]
+    assert broken(quantization=quantization) == []
+    assert broken(quantization=quantization, engine=GPU) == ["quantization.overrides"]
+
+
+def test_zero_points_need_a_target_and_a_form_that_have_them() -> None:
+    quantization = {"method": "awq", "symmetric": False, "calibration": CALIBRATION}
+    assert broken(quantization=quantization) == []
+    assert broken(quantization=quantization, engine={"flavour": "vllm"}) == []
+    assert broken(quantization=quantization, engine=GPU) == ["quantization.symmetric"]
+    assert broken(quantization=quantization | {"format": "modelopt"}) == ["quantization.format"]
+
+
+def test_tensorrt_llm_reads_modelopts_form_alone() -> None:
+    quantization = {"method": "int4_wo", "format": "gptq"}
+    for flavour in ("tensorrt", "pytorch"):
+        assert broken(quantization=quantization, engine={"flavour": flavour}) == ["quantization.format"]
+    for flavour in ("openvino", "vllm"):
+        assert broken(quantization=quantization, engine={"flavour": flavour}) == []
+
+
+def test_a_search_has_a_method_of_its_own_and_one_budget() -> None:
+    base = {"method": "mixed", "calibration": CALIBRATION}
+    search = {"candidates": ["awq", "none"]}
+    assert broken(quantization=base) == ["quantization.method"]
+    assert broken(quantization=base | {"search": search}) == ["quantization.search"]
+    assert broken(quantization=base | {"search": search | {"max_bits": 5.0}}) == []
+    assert broken(quantization=base | {"search": search | {"max_bits": 5.0, "max_size": "1GiB"}}) == [
+        "quantization.search"
+    ]
+    alone = {"method": "awq", "calibration": CALIBRATION, "search": search | {"max_bits": 5.0}}
+    assert broken(quantization=alone) == ["quantization.search"]
+    twice = base | {"search": {"candidates": ["awq", "awq"], "max_bits": 5.0}}
+    assert broken(quantization=twice) == ["quantization.search.candidates"]
+
+
+def test_a_divergence_is_measured_on_the_gates_text() -> None:
+    quantization = {
+        "method": "mixed",
+        "calibration": CALIBRATION,
+        "search": {"candidates": ["awq", "none"], "max_kl": 0.02},
+    }
+    assert broken(quantization=quantization) == ["quantization.search.max_kl"]
+    assert broken(quantization=quantization, gates={"kl": {"dataset": "file:/a", "max": 0.03}}) == []
 
 
 def test_a_step_has_a_token_for_each_request() -> None:
