@@ -8,9 +8,11 @@ from typing import Any
 
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration, load_calibration
-from quantize.driver import quantize_model
+from quantize.driver import Machine, quantize_model
+from quantize.formats.checkpoint import FORMATS
 from quantize.gptq_method import AwqGptq, Gptq
 from quantize.method import Method
+from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import EMBEDDING
@@ -18,18 +20,29 @@ from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_METHOD_FIELDS = ("group_size", "symmetric", "clip", "act_order", "damp", "alpha")
 
 
-def make_method(name: str, *, group_size: int = 128) -> Method | None:
+def make_method(
+    name: str,
+    *,
+    group_size: int = 128,
+    symmetric: bool = True,
+    clip: bool = True,
+    act_order: bool = True,
+    damp: float = 0.01,
+) -> Method | None:
     """The method that a recipe calls `name`; None for "none". Raises QuantizeError for an unknown one."""
     if name == "none":
         return None
+    if not symmetric:
+        raise QuantizeError("asymmetric codes are not available", where="quantization.symmetric")
     if name == "awq":
-        return Awq(group_size=group_size)
+        return Awq(group_size, clip)
     if name == "gptq":
-        return Gptq(group_size=group_size)
+        return Gptq(group_size, clip, act_order, damp)
     if name == "awq_gptq":
-        return AwqGptq(Gptq(group_size=group_size))
+        return AwqGptq(Gptq(group_size, clip, act_order, damp))
     raise QuantizeError(
         f"the method {name!r} is not available",
         where="quantization.method",
@@ -44,6 +57,7 @@ def quantize_checkpoint(
     *,
     config: Mapping[str, Any],
     calibration_file: Path | None = None,
+    hidden_memory: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize the model in `model_dir` as a recipe says. Everything else is as in `quantize_model`.
@@ -52,10 +66,12 @@ def quantize_checkpoint(
         model_dir: the source model.
         out_dir: where the checkpoint goes.
         work_dir: the state to resume from.
-        config: `method`, and as far as the method wants them `group_size`, `exclude`, `dtype` ("auto", or
-            the dtype that the source must have) and, with a `calibration_file`, `calibration`: `samples`,
-            `seq_len`, `seed`.
+        config: `method` and what else of a recipe's `quantization` it reads: the methods' own fields,
+            `exclude`, `overrides`, `kv_cache` ("FP8" or "INT8"), `format`, `device`; `dtype` ("auto", or the
+            dtype that the source must have); with a `calibration_file`, `calibration`: `samples`, `seq_len`,
+            `seed`.
         calibration_file: the calibration data; None for a method that needs none.
+        hidden_memory: as in `Machine`.
         progress: is told of each layer.
     """
     spec = load_spec(model_dir)
@@ -68,9 +84,8 @@ def quantize_checkpoint(
             why="weights are taken as they are stored; rounding them to another dtype would go unnoticed",
             fix="set model.dtype: auto",
         )
-    method = make_method(config["method"], group_size=config.get("group_size", 128))
     calibration: Calibration | None = None
-    if method is not None and calibration_file is not None:
+    if calibration_file is not None:
         calibration = load_calibration(
             f"file:{calibration_file}",
             model_dir,
@@ -81,8 +96,25 @@ def quantize_checkpoint(
         model_dir,
         out_dir,
         work_dir,
-        method=method,
+        method=make_method(config["method"], **_options(config)),
         calibration=calibration,
         exclude=config.get("exclude", ()),
+        overrides=[_override(config, own) for own in config.get("overrides", ())],
+        kv_cache=config.get("kv_cache"),
+        form=FORMATS[config.get("format", "modelopt")],
+        machine=Machine(config.get("device", "auto"), hidden_memory),
         events=progress,
     )
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the methods that the configuration has."""
+    return {name: config[name] for name in _METHOD_FIELDS if name in config}
+
+
+def _override(config: Mapping[str, Any], own: Mapping[str, Any]) -> Override:
+    """An entry of `overrides`: its method with the fields of the whole, but for a group size of its own."""
+    options = _options(config)
+    if own.get("group_size") is not None:
+        options["group_size"] = own["group_size"]
+    return Override(own["modules"], make_method(own["method"], **options))

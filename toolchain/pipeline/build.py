@@ -114,9 +114,9 @@ def _passed_gates(recipe: Recipe, results: list[StageResult]) -> dict[str, Any]:
 def _require_texts(recipe: Recipe, until: str | None) -> None:
     """Make sure that the texts can be read that the stages up to `until` want."""
     last = STAGES.index(until or STAGES[-1])
-    quant = recipe.quantization
-    if last >= STAGES.index("quantize") and quant.calibration is not None and quant.method != "none":
-        _require_text(quant.calibration.file, "calibration", "quantization.calibration.dataset")
+    calibration = recipe.quantization.calibration if recipe.quantization.calibrates else None
+    if last >= STAGES.index("quantize") and calibration is not None:
+        _require_text(calibration.file, "calibration", "quantization.calibration.dataset")
     if last >= STAGES.index("gate"):
         for name, text in wanted(recipe.gates).items():
             _require_text(text.file, "held-out text", f"gates.{name}.dataset")

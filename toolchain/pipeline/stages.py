@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
 from toolchain.gate.verdict import GATE_FILE, judge, read_figures, wanted, write_figures
+from toolchain.pipeline.quantization import quantize_config
 from toolchain.pipeline.stage import Source, Stage, StageContext
+from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
@@ -107,20 +110,19 @@ def _check_tokenizer(directory: Path, vocab_size: int) -> None:
 def _quantize(recipe: Recipe, model: Path) -> Stage:
     quant, calibration = recipe.quantization, recipe.quantization.calibration
     sources = {"model": Source(model, MODEL_FILES)}
-    config: dict[str, Any] = {"method": quant.method, "dtype": recipe.model.dtype}
-    if quant.method != "none":
-        config |= {"group_size": quant.group_size, "exclude": list(quant.exclude)}
-        if calibration is not None and calibration.file is not None:
-            sources["calibration"] = Source(calibration.file)
-            config["calibration"] = {
-                "samples": calibration.samples,
-                "seq_len": calibration.seq_len,
-                "seed": calibration.seed,
-            }
+    config = quantize_config(quant, recipe.engine.flavour) | {"dtype": recipe.model.dtype}
+    if quant.calibrates and calibration is not None and calibration.file is not None:
+        sources["calibration"] = Source(calibration.file)
+        config["calibration"] = {
+            "samples": calibration.samples,
+            "seq_len": calibration.seq_len,
+            "seed": calibration.seed,
+        }
+    memory = quant.hidden_states_memory
     return Stage(
         name="quantize",
-        version=1,
-        run=_run_quantize,
+        version=2,
+        run=partial(_run_quantize, hidden_memory=None if memory is None else size_bytes(memory)),
         inputs=("source",),
         sources=sources,
         config=config,
@@ -128,7 +130,7 @@ def _quantize(recipe: Recipe, model: Path) -> Stage:
     )
 
 
-def _run_quantize(context: StageContext) -> None:
+def _run_quantize(context: StageContext, hidden_memory: int | None) -> None:
     from quantize.run import quantize_checkpoint
 
     report = quantize_checkpoint(
@@ -137,12 +139,14 @@ def _run_quantize(context: StageContext) -> None:
         context.work_dir,
         config=context.config,
         calibration_file=context.inputs.get("calibration"),
+        hidden_memory=hidden_memory,
         progress=context.progress,
     )
     context.facts["method"] = context.config["method"]
     if linears := report.get("linears"):
-        errors = [linear["relative_error"] for linear in linears.values()]
-        context.facts["mean_relative_error"] = round(sum(errors) / len(errors), 6)
+        errors = [facts["relative_error"] for facts in linears.values() if "relative_error" in facts]
+        if errors:
+            context.facts["mean_relative_error"] = round(sum(errors) / len(errors), 6)
         context.facts["calibration_tokens"] = report["calibration_tokens"]
         context.facts["calibration_sha256"] = report["calibration"]
 

@@ -38,21 +38,13 @@ def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainErr
 def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
     quant = recipe.quantization
     missing = []
-    if quant.method not in BUILT_METHODS:
+    for method in sorted(quant.methods - BUILT_METHODS):
         missing.append(
             ToolchainError(
-                f"this release cannot quantize with {quant.method} yet",
+                f"this release cannot quantize with {method} yet",
                 where="quantization.method",
                 why=f"it performs {', '.join(sorted(BUILT_METHODS))}; the recipe still validates and plans",
                 fix="--set quantization.method=awq, or quantize with NVIDIA ModelOpt",
-            )
-        )
-    if quant.kv_cache != "auto":
-        missing.append(
-            ToolchainError(
-                f"this release cannot store {quant.kv_cache} scales for the KV cache yet",
-                where="quantization.kv_cache",
-                fix="--set quantization.kv_cache=auto",
             )
         )
     if quant.provider == "modelopt":
@@ -64,7 +56,7 @@ def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
             )
         )
     calibration = quant.calibration
-    if calibration is not None and calibration.file is None and quant.method != "none":
+    if quant.calibrates and calibration is not None and calibration.file is None:
         missing.append(
             ToolchainError(
                 f"this release cannot fetch the calibration data set {calibration.dataset} yet",

@@ -76,7 +76,8 @@ def mend(path: KeyPath, fragment: Fragment, value: object, tree: Tree | None) ->
     if mended is not None:
         return mended(fragment, value, raw) or _see(path)
     if fragment["type"] == "array" and isinstance(value, str | int | float):
-        return f"write [{raw if raw is not None else value}]"
+        one = str(value) if raw is None else raw
+        return f"write [{one}]" if one.isprintable() else _see(path)
     return _see(path)
 
 

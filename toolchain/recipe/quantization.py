@@ -30,6 +30,9 @@ CALIBRATED_METHODS: frozenset[str] = frozenset(
 )
 """Methods that look at activations, and so cannot work without calibration text."""
 
+VLLM_MODELOPT_METHODS: frozenset[str] = frozenset({"fp8", "fp8_rowwise", "nvfp4"})
+"""What vLLM reads in ModelOpt's form; of integer weights it reads the other forms only."""
+
 READ_BY: dict[str, frozenset[str]] = {
     "group_size": frozenset({"awq", "gptq", "awq_gptq", "w4a8_awq", "int4_wo"}),
     "symmetric": frozenset({"awq", "gptq", "awq_gptq", "int4_wo"}),
@@ -180,8 +183,8 @@ class Quantization(Section):
     )
     format: Form = Field(
         default="auto",
-        description="File form of the checkpoint. TensorRT-LLM reads modelopt alone, vLLM and openvino read "
-        "all. auto: modelopt, but compressed-tensors for an asymmetric model.",
+        description="File form of the checkpoint. TensorRT-LLM reads modelopt alone, openvino all, and vLLM "
+        "all but integer weights in modelopt. auto: modelopt, or compressed-tensors where that does not do.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
@@ -208,8 +211,14 @@ class Quantization(Section):
         return frozenset(found - {"none", "mixed"})
 
     @property
-    def file_form(self) -> str:
-        """`format` with auto decided."""
+    def calibrates(self) -> bool:
+        """Whether the calibration text has a part in the result."""
+        looks = bool(self.methods & CALIBRATED_METHODS) or self.search is not None
+        return self.calibration is not None and (looks or self.kv_cache != "auto")
+
+    def file_form(self, flavour: str) -> str:
+        """`format` with auto decided for an engine flavour."""
         if self.format != "auto":
             return self.format
-        return "modelopt" if self.symmetric else "compressed-tensors"
+        foreign = flavour == "vllm" and not self.methods <= VLLM_MODELOPT_METHODS
+        return "compressed-tensors" if foreign or not self.symmetric else "modelopt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from toolchain.recipe.quantization import CALIBRATED_METHODS, READ_BY, Quantization
+from toolchain.recipe.quantization import CALIBRATED_METHODS, READ_BY, VLLM_MODELOPT_METHODS, Quantization
 from toolchain.recipe.schema import Recipe
 from toolchain.recipe.violation import Violation
 
@@ -126,7 +126,7 @@ def _search(recipe: Recipe) -> Iterator[Violation]:
 
 
 def _form(quantization: Quantization, flavour: str) -> Iterator[Violation]:
-    form = quantization.file_form
+    form = quantization.file_form(flavour)
     if not quantization.symmetric and quantization.format == "modelopt":
         yield Violation(
             "quantization.format",
@@ -134,6 +134,15 @@ def _form(quantization: Quantization, flavour: str) -> Iterator[Violation]:
             "quantization.format modelopt cannot hold an asymmetric model",
             "it has no place for zero points",
             "set it to auto, gptq, awq or compressed-tensors, or quantization.symmetric to true",
+        )
+    unread = sorted(quantization.methods - VLLM_MODELOPT_METHODS)
+    if flavour == "vllm" and form == "modelopt" and unread:
+        yield Violation(
+            "quantization.format",
+            ("engine.flavour",),
+            f"quantization.format modelopt does not work on the vllm flavour with {unread[0]}",
+            f"of ModelOpt's form vLLM reads {', '.join(sorted(VLLM_MODELOPT_METHODS))} alone",
+            "set it to auto",
         )
     if flavour not in ("tensorrt", "pytorch"):
         return

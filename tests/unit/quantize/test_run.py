@@ -31,6 +31,34 @@ def test_a_recipes_values_reach_the_checkpoint(save_model: Callable[..., Path], 
     assert "model.layers.1.mlp.down_proj" in checkpoint.exclude_modules
 
 
+def test_overrides_share_the_fields_of_the_whole(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    text = tmp_path / "c.txt"
+    text.write_text("some text to calibrate with\n" * 20)
+    report = quantize_checkpoint(
+        save_model(),
+        tmp_path / "out",
+        tmp_path / "work",
+        config={
+            "method": "awq",
+            "group_size": 16,
+            "clip": False,
+            "damp": 0.1,
+            "overrides": [
+                {"modules": "*.down_proj", "method": "gptq", "group_size": 32},
+                {"modules": "*.o_proj", "method": "none", "group_size": None},
+            ],
+            "device": "cpu",
+            "calibration": {"samples": 5, "seq_len": 32, "seed": 3},
+        },
+        calibration_file=text,
+        hidden_memory=1,
+    )
+    down = report["methods"]["model.layers.1.mlp.down_proj"]
+    assert (down["method"], down["group_size"], down["clip"], down["damp"]) == ("gptq", 32, False, 0.1)
+    assert report["methods"]["model.layers.0.mlp.up_proj"]["method"] == "awq"
+    assert "model.layers.0.self_attn.o_proj" in report["excluded"]
+
+
 def test_none_needs_nothing(save_model: Callable[..., Path], tmp_path: Path) -> None:
     quantize_checkpoint(save_model(), tmp_path / "out", tmp_path / "work", config={"method": "none"})
     assert QuantizedCheckpoint.open(tmp_path / "out").quant_algo is None

@@ -125,6 +125,14 @@ def test_tensorrt_llm_reads_modelopts_form_alone() -> None:
         assert broken(quantization=quantization, engine={"flavour": flavour}) == []
 
 
+def test_vllm_reads_no_integer_weights_in_modelopts_form() -> None:
+    vllm = {"flavour": "vllm"}
+    assert broken(quantization={"method": "int4_wo", "format": "modelopt"}, engine=vllm) == [
+        "quantization.format"
+    ]
+    assert broken(quantization={"method": "fp8_rowwise", "format": "modelopt"}, engine=vllm) == []
+
+
 def test_a_search_has_a_method_of_its_own_and_one_budget() -> None:
     base = {"method": "mixed", "calibration": CALIBRATION}
     search = {"candidates": ["awq", "none"]}

@@ -1,0 +1,44 @@
+"""What the quantize stage depends on: the part of the recipe that decides its bytes, and the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain.recipe.quantization import READ_BY
+
+if TYPE_CHECKING:
+    from toolchain.recipe.quantization import Quantization
+
+_NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+
+
+def quantize_config(quant: Quantization, flavour: str) -> dict[str, Any]:
+    """The values that the output depends on, for `quantize.run`; a field that no method reads is left out.
+
+    Raises:
+        ToolchainError: the recipe asks for a GPU, and there is none.
+    """
+    # Without calibration fp8 keys and values have a scale of 1, which no checkpoint needs to say.
+    kv_cache = quant.kv_cache.upper() if quant.kv_cache != "auto" and quant.calibrates else None
+    config: dict[str, Any] = {"method": quant.method}
+    if quant.methods:
+        config |= {name: getattr(quant, name) for name, by in READ_BY.items() if quant.methods & by}
+        config |= {"exclude": list(quant.exclude), "format": quant.file_form(flavour)}
+        config["overrides"] = [override.model_dump() for override in quant.overrides]
+    if quant.search is not None:
+        config["search"] = quant.search.model_dump()
+    if kv_cache is not None:
+        config["kv_cache"] = kv_cache
+    if quant.methods or kv_cache is not None:
+        config["device"] = device_type(quant.device)
+    return config
+
+
+def device_type(wanted: str) -> str:
+    """ "cpu" or "cuda": where quantization will compute."""
+    if wanted == "cpu" or (wanted == "auto" and not any(path.exists() for path in _NVIDIA_DEVICES)):
+        return "cpu"  # as torch would say, without the second that it takes to load
+    from quantize.device import choose_device
+
+    return choose_device(wanted).type
