@@ -18,6 +18,7 @@ from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import EMBEDDING
 from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
+from toolchain.text.files import TextFiles
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _METHOD_FIELDS = ("group_size", "symmetric", "clip", "act_order", "damp", "alpha")
@@ -56,7 +57,7 @@ def quantize_checkpoint(
     work_dir: Path,
     *,
     config: Mapping[str, Any],
-    calibration_file: Path | None = None,
+    calibration_text: TextFiles | None = None,
     hidden_memory: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -68,11 +69,14 @@ def quantize_checkpoint(
         work_dir: the state to resume from.
         config: `method` and what else of a recipe's `quantization` it reads: the methods' own fields,
             `exclude`, `overrides`, `kv_cache` ("FP8" or "INT8"), `format`, `device`; `dtype` ("auto", or the
-            dtype that the source must have); with a `calibration_file`, `calibration`: `samples`, `seq_len`,
+            dtype that the source must have); with a `calibration_text`, `calibration`: `samples`, `seq_len`,
             `seed`.
-        calibration_file: the calibration data; None for a method that needs none.
+        calibration_text: the calibration data; None for a method that needs none.
         hidden_memory: as in `Machine`.
         progress: is told of each layer.
+
+    Returns:
+        the report of `quantize_model`, and how many `calibration_documents` were drawn.
     """
     spec = load_spec(model_dir)
     stored = _DTYPES.get(Checkpoint.open(model_dir).dtype(EMBEDDING))
@@ -85,14 +89,15 @@ def quantize_checkpoint(
             fix="set model.dtype: auto",
         )
     calibration: Calibration | None = None
-    if calibration_file is not None:
+    if calibration_text is not None:
         calibration = load_calibration(
-            f"file:{calibration_file}",
+            calibration_text,
             model_dir,
             vocab_size=spec.vocab_size,
-            **config["calibration"],
+            progress=progress,
+            **{name: config["calibration"][name] for name in ("samples", "seq_len", "seed")},
         )
-    return quantize_model(
+    report = quantize_model(
         model_dir,
         out_dir,
         work_dir,
@@ -105,6 +110,7 @@ def quantize_checkpoint(
         machine=Machine(config.get("device", "auto"), hidden_memory),
         events=progress,
     )
+    return report | {"calibration_documents": calibration.documents if calibration else 0}
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:

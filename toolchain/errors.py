@@ -76,6 +76,13 @@ class ModelError(LlmbuildError):
     kind = "model"
 
 
+class DataError(LlmbuildError):
+    """A data set of text that cannot be found or read, is malformed, or too short."""
+
+    exit_code = 2
+    kind = "data"
+
+
 class PlanError(LlmbuildError):
     """The recipe is well formed but cannot work: it does not fit, or parts exclude each other."""
 

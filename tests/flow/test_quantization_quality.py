@@ -15,6 +15,7 @@ from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.integer import quantize_groups
 from quantize.linear import QuantizedLinear
 from quantize.run import quantize_checkpoint
+from toolchain.text.files import TextFiles
 
 DEMO = Path(__file__).resolve().parents[2] / "models/demo"
 SEQUENCES, LENGTH = 32, 256
@@ -56,7 +57,7 @@ def quantized(
             "group_size": group_size,
             "calibration": {"samples": samples, "seq_len": LENGTH, "seed": seed},
         },
-        calibration_file=DEMO / "calibration.jsonl",
+        calibration_text=TextFiles.local(DEMO / "calibration.jsonl"),
     )
     checkpoint = QuantizedCheckpoint.open(root / "out")
     weights = {}

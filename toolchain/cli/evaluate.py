@@ -21,11 +21,22 @@ def eval(
     ],
     dataset: Annotated[
         str,
-        typer.Option(metavar="file:PATH", help="Held-out text, or .jsonl with a `text` in each object."),
+        typer.Option(
+            metavar="DATASET",
+            help="Held-out text: file:PATH (text, .jsonl, .json, .parquet), or hf:OWNER/NAME.",
+        ),
     ],
     source: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The model it was made from; an artifact's recipe names it."),
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Of a Hub data set: what its card calls a config.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a Hub data set.")] = None,
+    revision: Annotated[str, typer.Option(help="Of a Hub data set: branch, tag or commit.")] = "main",
+    column: Annotated[
+        str | None, typer.Option(help="Key or column with the text or chat; default: text, or messages.")
     ] = None,
     window: Annotated[
         int | None, typer.Option(min=2, help="Tokens in a window; default: 2048, or the model's context.")
@@ -46,10 +57,12 @@ def eval(
     """
     from toolchain.pipeline.evaluate import evaluate_path
     from toolchain.pipeline.events import show_progress
+    from toolchain.text.files import find_text
 
     with show_progress(as_json=json) as progress:
+        text = find_text(dataset, revision=revision, subset=subset, split=split, column=column)
         figures = evaluate_path(
-            path, dataset, source=source, window=window, stride=stride, limit=windows, progress=progress
+            path, text, source=source, window=window, stride=stride, limit=windows, progress=progress
         )
     if json:
         emit(figures.to_json())

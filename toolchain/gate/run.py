@@ -9,12 +9,13 @@ from toolchain.gate.result import Evaluation
 from toolchain.gate.text import load_windows
 from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
+from toolchain.text.files import TextFiles
 
 
 def measure(
     source_dir: Path,
     quantized_dir: Path,
-    text: Path,
+    text: TextFiles,
     *,
     window: int | None = None,
     stride: int | None = None,

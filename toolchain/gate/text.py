@@ -1,25 +1,27 @@
-"""Held-out text, as windows of tokens.
-
-Forms of a dataset file, by suffix:
-    .jsonl  one JSON object a line, with `text`; the records end to end;
-    other   UTF-8 text.
-"""
+"""Held-out text, as windows of tokens."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolchain.errors import ModelError, UsageError, file_error
-from toolchain.model.tokenizer import load_tokenizer
+from toolchain.errors import DataError, UsageError
+from toolchain.model.tokenizer import check_vocabulary, load_tokenizer
+from toolchain.text.documents import Documents
+from toolchain.text.files import TextFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LONGEST_DEFAULT = 2048
 """Tokens of a window where nothing is said, unless the model's context is shorter."""
+
+# Documents that are read together, characters in a piece of plain text, and characters a token at first.
+_TOGETHER, _PIECE, _CHARACTERS = 1024, 1 << 16, 8
+
+# Tokens that a text is encoded beyond those wanted: where it is cut, it may be encoded in another way.
+_MARGIN = 1024
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Windows:
 
 
 def load_windows(
-    path: Path,
+    text: TextFiles,
     model_dir: Path,
     *,
     vocab_size: int,
@@ -57,12 +59,13 @@ def load_windows(
     stride: int | None = None,
     limit: int | None = None,
 ) -> Windows:
-    """Cut the text of `path` into windows, encoded by the model's tokenizer without special tokens.
+    """Cut a text into windows, encoded by the model's tokenizer without special tokens.
 
-    What does not fill a last window is left out.
+    The documents of all files are put end to end, with nothing between them. What does not fill a last
+    window is left out. With a `limit`, no more is read than it needs.
 
     Args:
-        path: the text.
+        text: the text.
         model_dir: whose `tokenizer.json` encodes it.
         vocab_size: of the model.
         context: the model's `max_position_embeddings`.
@@ -71,8 +74,8 @@ def load_windows(
         limit: take this many windows, from the beginning of the text; by default all.
 
     Raises:
-        UsageError: window or stride do not suit the model; a text that cannot be read, is malformed, or
-            does not fill a window.
+        UsageError: window or stride do not suit the model.
+        DataError: the text cannot be read, is malformed, or does not fill a window.
         ModelError: the tokenizer cannot be loaded, or is not that of the model.
     """
     import torch
@@ -80,18 +83,13 @@ def load_windows(
     length = window if window is not None else min(LONGEST_DEFAULT, context)
     step = stride if stride is not None else length
     _check(length, step, context)
-    ids = _encode(_read(path), model_dir)
+    wanted = None if limit is None else length + (limit - 1) * step
+    ids = _encode(text, model_dir, wanted, vocab_size)
     if len(ids) < length:
-        raise UsageError(
+        raise DataError(
             f"the held-out text is too short: {len(ids)} tokens do not fill a window of {length}",
-            where=str(path),
+            where=text.name,
             fix="add text, or take a smaller window",
-        )
-    if max(ids) >= vocab_size:
-        raise ModelError(
-            f"the tokenizer makes token {max(ids)}, but the model's vocabulary ends at {vocab_size - 1}",
-            where=str(model_dir),
-            fix="restore the tokenizer.json that belongs to the model",
         )
     tokens = torch.tensor(ids, dtype=torch.int64).unfold(0, length, step)[:limit]
     return Windows(tokens.contiguous(), step)
@@ -112,38 +110,23 @@ def _check(length: int, stride: int, context: int) -> None:
         )
 
 
-def _read(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            "the held-out text is not UTF-8",
-            where=str(path),
-            why=f"byte {error.start} is 0x{error.object[error.start]:02x}",
-            fix=f"convert it: iconv -f latin1 -t utf-8 {path.name}",
-        ) from None
-    except OSError as error:
-        raise file_error(error, "read the held-out text") from None
-    if path.suffix == ".jsonl":
-        lines = text.removesuffix("\n").split("\n")
-        return "".join(_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1))
-    return text
-
-
-def _record(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            "the line is not JSON", where=where, why=str(error), fix='write {"text": "..."}'
-        ) from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise UsageError("the record has no text", where=where, fix='write {"text": "..."}')
-    return str(record["text"])
-
-
-def _encode(text: str, model_dir: Path) -> list[int]:
+def _encode(text: TextFiles, model_dir: Path, wanted: int | None, vocab_size: int) -> list[int]:
+    """The first `wanted` tokens of the text, or all that there are."""
     tokenizer = load_tokenizer(model_dir)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    documents = Documents(text, model_dir, piece=_PIECE)
+    parts: list[str] = []
+    held, read = 0, 0  # characters, documents
+    needed = None if wanted is None else _CHARACTERS * (wanted + _MARGIN)
+    while True:
+        while read < len(documents) and (needed is None or held < needed):
+            numbers = range(read, min(read + _TOGETHER, len(documents)))
+            parts += documents.read(numbers)
+            held = sum(map(len, parts))
+            read = numbers.stop
+        ids = list(tokenizer.encode("".join(parts), add_special_tokens=False).ids)
+        if wanted is None or read == len(documents) or len(ids) >= wanted + _MARGIN:
+            break
+        needed = 2 * held
+    ids = ids[:wanted]
+    check_vocabulary(ids, tokenizer, vocab_size, model_dir)
+    return ids

@@ -14,6 +14,7 @@ from toolchain.pipeline.artifact import publish, require_replaceable
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
 from toolchain.pipeline.store import Store
+from toolchain.pipeline.texts import find_texts
 from toolchain.pipeline.tools import missing_tools
 from toolchain.plan.facts import fetch_model
 from toolchain.plan.plan import make_plan
@@ -22,6 +23,7 @@ from toolchain.recipe import dump_recipe
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
+    from toolchain.text.files import TextFiles
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def build_recipe(
 
     Raises:
         UsageError: there is no such stage, a text that it needs cannot be read, or `out` not be written.
+        DataError: a data set of the Hub does not exist as the recipe names it.
         PlanError: the recipe cannot work on its device.
         ToolchainError: tools are missing that the stages up to `until` need.
         GateError: the quantized model does not pass; what was built before stays in the store.
@@ -90,13 +93,13 @@ def build_recipe(
     if missing:
         raise combined(missing)
 
-    _require_texts(recipe, until)
+    texts = _find_texts(recipe, until)
     _require_writable(out)
     require_replaceable(out / recipe.name)
     progress = progress or Silent()
     model, revision = fetch_model(recipe.model.source, recipe.model.revision)
     with store or Store.open() as opened:
-        stages = build_stages(recipe, model, revision)
+        stages = build_stages(recipe, model, revision, texts)
         results = run_pipeline(stages, opened, until=until, force=force, progress=progress)
         gates = _passed_gates(recipe, results)
         publish(out / recipe.name, results, opened, recipe=dump_recipe(recipe), gates=gates)
@@ -111,27 +114,12 @@ def _passed_gates(recipe: Recipe, results: list[StageResult]) -> dict[str, Any]:
     return {}
 
 
-def _require_texts(recipe: Recipe, until: str | None) -> None:
-    """Make sure that the texts can be read that the stages up to `until` want."""
+def _find_texts(recipe: Recipe, until: str | None) -> dict[str, TextFiles]:
+    """The data sets that the stages up to `until` want."""
     last = STAGES.index(until or STAGES[-1])
-    calibration = recipe.quantization.calibration if recipe.quantization.calibrates else None
-    if last >= STAGES.index("quantize") and calibration is not None:
-        _require_text(calibration.file, "calibration", "quantization.calibration.dataset")
-    if last >= STAGES.index("gate"):
-        for name, text in wanted(recipe.gates).items():
-            _require_text(text.file, "held-out text", f"gates.{name}.dataset")
-
-
-def _require_text(file: Path | None, kind: str, field: str) -> None:
-    if file is None or (file.is_file() and os.access(file, os.R_OK)):
-        return
-    if not file.exists():
-        what = f"there is no such {kind} file"
-    elif not file.is_file():
-        what = f"the {kind} file is not a regular file"
-    else:
-        what = f"the {kind} file cannot be read: check its permissions"
-    raise UsageError(what, where=str(file), fix=f"set {field} to file:PATH, a text or .jsonl file")
+    return find_texts(
+        recipe, calibration=last >= STAGES.index("quantize"), gates=last >= STAGES.index("gate")
+    )
 
 
 def _require_writable(out: Path) -> None:

@@ -11,11 +11,12 @@ from toolchain.pipeline.inspect import inspect_path
 from toolchain.plan.facts import fetch_model
 from toolchain.progress import Progress
 from toolchain.recipe import load_recipe
+from toolchain.text.files import TextFiles
 
 
 def evaluate_path(
     path: Path,
-    dataset: str,
+    text: TextFiles,
     *,
     source: str | None = None,
     window: int | None = None,
@@ -27,23 +28,19 @@ def evaluate_path(
 
     Args:
         path: a checkpoint directory, or an artifact.
-        dataset: file:PATH, the held-out text.
+        text: the held-out text.
         source: a model directory or a hub id; by default the one that an artifact's recipe names.
         window, stride, limit: as in `load_windows`.
         progress: told how far the work is.
 
     Raises:
-        UsageError: the source is not given and not known, or a text, window or stride cannot be used.
+        UsageError: the source is not given and not known, or a window or stride cannot be used.
+        DataError: the text cannot be used.
         ModelError: a model is damaged, or the two do not belong together.
         GateError: the quantized model computes NaN or infinity.
     """
     from toolchain.gate.run import measure
 
-    scheme, _, file = dataset.partition(":")
-    if scheme != "file" or not file:
-        raise UsageError(
-            f"the dataset {dataset!r} is not understood", fix="name a local text: --dataset file:heldout.txt"
-        )
     found = inspect_path(path)
     revision = "main"
     if isinstance(found, Artifact):
@@ -58,4 +55,4 @@ def evaluate_path(
             fix="name it: --source MODEL, a directory or a Hugging Face id",
         )
     model, _commit = fetch_model(source, revision)
-    return measure(model, path, Path(file), window=window, stride=stride, limit=limit, progress=progress)
+    return measure(model, path, text, window=window, stride=stride, limit=limit, progress=progress)

@@ -18,10 +18,12 @@ from toolchain.engine import flavour
 from toolchain.gate.verdict import GATE_FILE, judge, read_figures, wanted, write_figures
 from toolchain.pipeline.quantization import quantize_config
 from toolchain.pipeline.stage import Source, Stage, StageContext
+from toolchain.pipeline.texts import CALIBRATION, read_text, text_config, text_source
 from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
+    from toolchain.text.files import TextFiles
 
 STAGES = ("source", "quantize", "gate", "engine", "repository")
 
@@ -29,18 +31,21 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 """What a model is; other files beside it (cards, texts, original checkpoints) may change freely."""
 
 
-def build_stages(recipe: Recipe, model: Path, revision: str | None) -> list[Stage]:
+def build_stages(
+    recipe: Recipe, model: Path, revision: str | None, texts: Mapping[str, TextFiles]
+) -> list[Stage]:
     """The stages of `recipe`, whose model's files lie in `model`.
 
     Args:
         recipe: a valid recipe.
         model: the directory with the source model.
         revision: the commit that the recipe's revision resolved to; None for a local directory.
+        texts: the data sets, as `toolchain.pipeline.texts` finds them.
     """
     return [
         _source(model, revision),
-        _quantize(recipe, model),
-        *_gate(recipe, model),
+        _quantize(recipe, model, texts),
+        *_gate(recipe, model, texts),
         _engine(recipe),
         _repository(recipe),
     ]
@@ -107,13 +112,13 @@ def _check_tokenizer(directory: Path, vocab_size: int) -> None:
         )
 
 
-def _quantize(recipe: Recipe, model: Path) -> Stage:
+def _quantize(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> Stage:
     quant, calibration = recipe.quantization, recipe.quantization.calibration
     sources = {"model": Source(model, MODEL_FILES)}
     config = quantize_config(quant, recipe.engine.flavour) | {"dtype": recipe.model.dtype}
-    if quant.calibrates and calibration is not None and calibration.file is not None:
-        sources["calibration"] = Source(calibration.file)
-        config["calibration"] = {
+    if calibration is not None and CALIBRATION in texts:
+        sources[CALIBRATION] = text_source(texts[CALIBRATION])
+        config["calibration"] = text_config(texts[CALIBRATION]) | {
             "samples": calibration.samples,
             "seq_len": calibration.seq_len,
             "seed": calibration.seed,
@@ -126,19 +131,22 @@ def _quantize(recipe: Recipe, model: Path) -> Stage:
         inputs=("source",),
         sources=sources,
         config=config,
-        tools=versions("torch"),
+        tools=versions("torch", *(["tokenizers"] if CALIBRATION in sources else [])),
     )
 
 
 def _run_quantize(context: StageContext, hidden_memory: int | None) -> None:
     from quantize.run import quantize_checkpoint
 
+    text = None
+    if CALIBRATION in context.inputs:
+        text = read_text(context.inputs[CALIBRATION], context.config["calibration"])
     report = quantize_checkpoint(
         context.inputs["model"],
         context.out_dir,
         context.work_dir,
         config=context.config,
-        calibration_file=context.inputs.get("calibration"),
+        calibration_text=text,
         hidden_memory=hidden_memory,
         progress=context.progress,
     )
@@ -149,22 +157,25 @@ def _run_quantize(context: StageContext, hidden_memory: int | None) -> None:
             context.facts["mean_relative_error"] = round(sum(errors) / len(errors), 6)
         context.facts["calibration_tokens"] = report["calibration_tokens"]
         context.facts["calibration_sha256"] = report["calibration"]
+        context.facts["calibration_documents"] = report["calibration_documents"]
+    if text is not None and text.commit is not None:
+        context.facts["calibration_commit"] = text.commit
 
 
-def _gate(recipe: Recipe, model: Path) -> list[Stage]:
+def _gate(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> list[Stage]:
     """The measurement that the recipe's gates judge; nothing where no gate needs one."""
-    texts = wanted(recipe.gates)
-    if not texts:
+    measured = {name: text for name, text in wanted(recipe.gates).items() if name in texts}
+    if not measured:
         return []
-    sources = {name: Source(text.file) for name, text in texts.items() if text.file is not None}
 
     def check(out_dir: Path) -> None:
         judge(recipe.gates, read_figures(out_dir / GATE_FILE))
 
+    sources = {name: text_source(texts[name]) for name in measured}
     config = {
         name: {"windows": text.windows, "window": text.window, "stride": text.stride}
-        | {"form": Path(text.dataset).suffix}  # which decides how the file is read
-        for name, text in texts.items()
+        | text_config(texts[name])
+        for name, text in measured.items()
     }
     return [
         Stage(
@@ -183,11 +194,12 @@ def _gate(recipe: Recipe, model: Path) -> list[Stage]:
 def _run_gate(context: StageContext) -> None:
     from toolchain.gate.run import measure
 
+    texts = {name: read_text(context.inputs[name], text) for name, text in context.config.items()}
     measured = {
         name: measure(
             context.inputs["model"],
             context.inputs["quantize"],
-            context.inputs[name],
+            texts[name],
             window=text["window"],
             stride=text["stride"],
             limit=text["windows"],
@@ -201,6 +213,9 @@ def _run_gate(context: StageContext) -> None:
     context.facts["increase"] = round(first.increase, 6)
     context.facts["kl"] = round(first.kl, 6)
     context.facts["top1"] = round(first.top1, 6)
+    commits = {name: text.commit for name, text in texts.items() if text.commit is not None}
+    if commits:
+        context.facts["commits"] = commits
 
 
 def _engine(recipe: Recipe) -> Stage:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
 from toolchain.errors import LlmbuildError, ToolchainError
-from toolchain.gate.verdict import wanted
 from toolchain.pipeline.stages import STAGES
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainErr
     missing = []
     if last >= STAGES.index("quantize"):
         missing += _missing_for_quantization(recipe)
-    if last >= STAGES.index("gate"):
-        missing += _missing_for_gates(recipe)
     if last >= STAGES.index("engine"):
         missing += flavour(recipe.engine.flavour).missing(recipe)
     return missing
@@ -55,28 +52,7 @@ def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
                 fix="use provider: native",
             )
         )
-    calibration = quant.calibration
-    if quant.calibrates and calibration is not None and calibration.file is None:
-        missing.append(
-            ToolchainError(
-                f"this release cannot fetch the calibration data set {calibration.dataset} yet",
-                where="quantization.calibration.dataset",
-                fix="save some of its text to a file and name it as file:PATH",
-            )
-        )
     return missing
-
-
-def _missing_for_gates(recipe: Recipe) -> list[ToolchainError]:
-    return [
-        ToolchainError(
-            f"this release cannot fetch the held-out data set {text.dataset} yet",
-            where=f"gates.{name}.dataset",
-            fix="save some of its text to a file and name it as file:PATH",
-        )
-        for name, text in wanted(recipe.gates).items()
-        if text.file is None
-    ]
 
 
 @dataclass(frozen=True)

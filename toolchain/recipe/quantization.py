@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from toolchain.recipe.section import Dataset, Section, Size
+from toolchain.recipe.text import Text
 
 Method = Literal[
     "none",
@@ -44,34 +44,29 @@ READ_BY: dict[str, frozenset[str]] = {
 """The methods that read each field; for the others it means nothing."""
 
 
-class Calibration(Section):
+class Calibration(Text):
     """The text that stands for real traffic while scales are chosen."""
 
     dataset: Dataset = Field(
-        description="The calibration text: file:PATH, relative to the recipe file (plain text, or .jsonl "
-        "with a `text` key in each object), or hf:OWNER/NAME, a data set of the Hugging Face "
-        "Hub. Use text like that which the model will see. Whether it exists is found out by "
+        description="The calibration text: file:PATH, relative to the recipe file (plain text, or .jsonl, "
+        ".json or .parquet with `text` or `messages` in each record), or hf:OWNER/NAME, a data set of the "
+        "Hugging Face Hub. Use text like that which the model will see. Whether it exists is found out by "
         "`build`, not by `validate`."
     )
     samples: int = Field(
         default=128,
         ge=1,
         le=65_536,
-        description="Number of sequences taken from the data set. Time grows with it; quality seldom "
-        "improves beyond 128.",
+        description="Number of sequences packed from documents that are drawn from the data set. Time grows "
+        "with it; quality seldom improves beyond 128.",
     )
     seq_len: int = Field(default=512, ge=1, le=131_072, description="Length of each sequence, in tokens.")
     seed: int = Field(
         default=0,
         ge=0,
         le=2**32 - 1,
-        description="Seed of the choice of sequences. The same recipe and seed give the same bytes.",
+        description="Seed of the draw of documents. The same recipe and seed give the same bytes.",
     )
-
-    @property
-    def file(self) -> Path | None:
-        """The local file, or None for a data set of the Hub."""
-        return Path(self.dataset.removeprefix("file:")) if self.dataset.startswith("file:") else None
 
 
 class Override(Section):

@@ -21,6 +21,7 @@ def violations(recipe: Recipe) -> Iterator[Violation]:
     yield from _limits(recipe)
     yield from _cache(recipe)
     yield from _gates(recipe)
+    yield from _texts(recipe)
 
 
 def _flavour(recipe: Recipe) -> Iterator[Violation]:
@@ -115,7 +116,7 @@ def _gates(recipe: Recipe) -> Iterator[Violation]:
         if text is None:
             continue
         path = f"gates.{name}"
-        if calibration is not None and calibration.dataset == text.dataset:
+        if calibration is not None and calibration.same_source(text):
             yield Violation(
                 f"{path}.dataset",
                 ("quantization.calibration.dataset",),
@@ -131,3 +132,26 @@ def _gates(recipe: Recipe) -> Iterator[Violation]:
                 "text between the windows would be skipped",
                 f"set {path}.stride to {text.window} or less",
             )
+
+
+def _texts(recipe: Recipe) -> Iterator[Violation]:
+    for path, text in (
+        ("quantization.calibration", recipe.quantization.calibration),
+        ("gates.perplexity", recipe.gates.perplexity),
+        ("gates.kl", recipe.gates.kl),
+    ):
+        if text is None or text.file is None:
+            continue
+        for name, is_set, default in (
+            ("subset", text.subset is not None, "null"),
+            ("split", text.split is not None, "null"),
+            ("revision", text.revision != "main", "main"),
+        ):
+            if is_set:
+                yield Violation(
+                    f"{path}.{name}",
+                    (f"{path}.dataset",),
+                    f"{path}.{name} works with data sets of the Hub only",
+                    f"{path}.dataset is a local file, where it would have no effect",
+                    f"remove it, or set it to {default}",
+                )

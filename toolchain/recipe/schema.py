@@ -14,6 +14,7 @@ from pydantic import Field
 from toolchain.recipe.engine import Engine, Parallelism
 from toolchain.recipe.quantization import Quantization
 from toolchain.recipe.section import Dataset, Percent, Section, Slug, Source
+from toolchain.recipe.text import Text
 
 SCHEMA_VERSION = 1
 
@@ -71,7 +72,7 @@ class Deploy(Section):
     )
 
 
-class HeldOutText(Section):
+class HeldOutText(Text):
     """The text that a quality gate measures on, and how it is cut into windows."""
 
     dataset: Dataset = Field(
@@ -96,11 +97,6 @@ class HeldOutText(Section):
         "once, so a stride below the window gives each more context, and takes longer. null: the window, "
         "so that none overlap.",
     )
-
-    @property
-    def file(self) -> Path | None:
-        """The local file, or None for a data set of the Hub."""
-        return Path(self.dataset.removeprefix("file:")) if self.dataset.startswith("file:") else None
 
     def same_text(self, other: HeldOutText) -> bool:
         """Whether both are measured on the same windows."""

@@ -6,6 +6,7 @@ import pytest
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.run import make_method, quantize_checkpoint
 from toolchain.errors import QuantizeError
+from toolchain.text.files import TextFiles
 
 
 def test_a_recipes_values_reach_the_checkpoint(save_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_a_recipes_values_reach_the_checkpoint(save_model: Callable[..., Path], 
             "exclude": ["lm_head", "*.down_proj"],
             "calibration": {"samples": 5, "seq_len": 32, "seed": 3},
         },
-        calibration_file=text,
+        calibration_text=TextFiles.local(text),
     )
     assert report["calibration_tokens"] == 160
     assert report["seed"] == 3
@@ -50,7 +51,7 @@ def test_overrides_share_the_fields_of_the_whole(save_model: Callable[..., Path]
             "device": "cpu",
             "calibration": {"samples": 5, "seq_len": 32, "seed": 3},
         },
-        calibration_file=text,
+        calibration_text=TextFiles.local(text),
         hidden_memory=1,
     )
     down = report["methods"]["model.layers.1.mlp.down_proj"]

@@ -441,10 +441,13 @@ def test_held_out_text_is_looked_for_before_any_work(bad, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_held_out_text_of_the_hub_is_not_fetched(tmp_path):
+def test_held_out_text_of_the_hub_is_looked_for_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     result = gated(tmp_path, dataset="hf:owner/name", max=9)
     assert result.exit_code == 5
-    assert "cannot fetch the held-out data set hf:owner/name" in result.stderr
+    assert "the data set owner/name is not here, and the Hub cannot be reached" in result.stderr
+    assert not (tmp_path / "store").exists()
     assert gated(tmp_path, "--until", "source", dataset="hf:owner/name", max=9).exit_code == 0
 
 
@@ -474,8 +477,8 @@ def test_eval_of_a_checkpoint_and_of_an_artifact(model, tmp_path):
     [
         ([], "does not say which model it was made from"),
         (["--source", "./none"], "./none does not exist"),
-        (["--dataset", "heldout.txt"], "file:heldout.txt"),
-        (["--dataset", "file:none.txt"], "cannot read the held-out text"),
+        (["--dataset", "heldout.txt"], "a local file, file:PATH"),
+        (["--dataset", "file:none.txt"], "the data cannot be read"),
         (["--window", "2000"], "the model's context of 1024"),
         (["--window", "8", "--stride", "9"], "a stride of 9 tokens"),
     ],

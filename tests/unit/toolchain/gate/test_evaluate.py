@@ -21,6 +21,7 @@ from toolchain.errors import GateError, ModelError
 from toolchain.gate.evaluate import evaluate
 from toolchain.gate.result import Evaluation
 from toolchain.gate.text import Windows, load_windows
+from toolchain.text.files import TextFiles
 
 DEMO = Path(__file__).parents[4] / "models" / "demo"
 
@@ -244,7 +245,7 @@ def test_memory_does_not_grow_with_the_layers(save_model: Callable[..., Path]) -
 
 @pytest.mark.slow
 def test_the_demo_model_has_the_perplexity_of_its_card() -> None:
-    cut = load_windows(DEMO / "heldout.txt", DEMO, vocab_size=4096, context=1024)
+    cut = load_windows(TextFiles.local(DEMO / "heldout.txt"), DEMO, vocab_size=4096, context=1024)
     assert cut.tokens.shape == (27, 1024)
     figures = evaluate(DEMO, DEMO, cut)
     assert f"value: {figures.source_perplexity:.4f}\n" in (DEMO / "README.md").read_text()

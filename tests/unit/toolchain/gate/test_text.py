@@ -11,15 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from toolchain.errors import ModelError, UsageError
+from toolchain.errors import DataError, ModelError, UsageError
 from toolchain.gate.text import Windows, load_windows
+from toolchain.text.files import TextFiles
 
 DEMO = Path(__file__).parents[4] / "models" / "demo"
 TEXT = "def read_lines(path):\n    return path.read_text().splitlines()\n" * 8
 
 
 def load(path: Path, **changes: Any) -> Windows:
-    return load_windows(path, DEMO, **{"vocab_size": 4096, "context": 1024, "window": 16} | changes)
+    return load_windows(
+        TextFiles.local(path), DEMO, **{"vocab_size": 4096, "context": 1024, "window": 16} | changes
+    )
 
 
 @pytest.fixture
@@ -61,6 +64,28 @@ def test_records_are_put_end_to_end(text: Path, tmp_path: Path) -> None:
     assert load(path).tokens.equal(load(text).tokens)
 
 
+def test_a_limit_does_not_change_the_windows_it_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_bytes((DEMO / "heldout.txt").read_bytes() * 40)
+    everything = load(path, window=512, stride=128)
+    few = load(path, window=512, stride=128, limit=40)
+    assert few.tokens.equal(everything.tokens[:40])
+    assert load(path, window=512, stride=128, limit=10**6).tokens.equal(everything.tokens)
+
+
+def test_chats_are_rendered(text: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(DEMO / name, model / name)
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    path = tmp_path / "heldout.jsonl"
+    parts = [{"messages": [{"role": "user", "content": part}]} for part in TEXT.splitlines(keepends=True)]
+    path.write_text("".join(json.dumps(part) + "\n" for part in parts))
+    windows = load_windows(TextFiles.local(path), model, vocab_size=4096, context=1024, window=16)
+    assert windows.tokens.equal(load(text).tokens)
+
+
 def test_the_default_window_is_the_context_up_to_2048(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text(TEXT * 40)
@@ -79,7 +104,7 @@ def test_the_default_window_is_the_context_up_to_2048(tmp_path: Path) -> None:
     ],
 )
 def test_windows_that_do_not_suit(changes: dict[str, int], said: str, text: Path) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises((UsageError, DataError), match=said) as caught:
         load(text, **changes)
     assert caught.value.fix
 
@@ -88,33 +113,33 @@ def test_windows_that_do_not_suit(changes: dict[str, int], said: str, text: Path
     ("name", "content", "said"),
     [
         ("a.txt", b"caf\xe9", "is not UTF-8"),
-        ("a.txt", b"", "too short"),
-        ("a.jsonl", b"{}\n", "a.jsonl:1: the record has no text"),
-        ("a.jsonl", b'{"text": "x"}\n\n', "a.jsonl:2: the line is not JSON"),
-        ("a.jsonl", b'{"text": 1}\n', "has no text"),
-        ("a.jsonl", b"[1]\n", "has no text"),
+        ("a.txt", b"", "is empty"),
+        ("a.jsonl", b"{}\n", "a.jsonl:1: the record has neither text nor messages"),
+        ("a.jsonl", b'{"text": "x"}\n\n', "a.jsonl:2: the line is empty"),
+        ("a.jsonl", b'{"text": 1}\n', "neither text nor a chat"),
+        ("a.jsonl", b"[1]\n", "neither text nor messages"),
         ("a.jsonl", b"[" * 100_000, "is not JSON"),
     ],
 )
 def test_bad_text_is_told(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(DataError, match=said):
         load(path)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read the held-out text: No such file"):
+    with pytest.raises(DataError, match="cannot be read: No such file"):
         load(tmp_path / "none.txt")
-    with pytest.raises(UsageError, match="cannot read the held-out text: Is a directory"):
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
         load(tmp_path)
 
 
 def test_a_tokenizer_that_is_not_the_models(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="but the model's vocabulary ends at 99"):
+    with pytest.raises(ModelError, match="outside the model's vocabulary, which ends at 99"):
         load(text, vocab_size=100)
     with pytest.raises(ModelError, match=r"tokenizer\.json: the tokenizer cannot be loaded"):
-        load_windows(text, tmp_path, vocab_size=4096, context=1024, window=16)
+        load_windows(TextFiles.local(text), tmp_path, vocab_size=4096, context=1024, window=16)
 
 
 def test_truncation_of_the_tokenizer_file_does_not_shorten_the_text(text: Path, tmp_path: Path) -> None:
@@ -122,5 +147,5 @@ def test_truncation_of_the_tokenizer_file_does_not_shorten_the_text(text: Path, 
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     tokenizer.enable_truncation(20)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    cut = load_windows(text, tmp_path, vocab_size=4096, context=1024, window=16)
+    cut = load_windows(TextFiles.local(text), tmp_path, vocab_size=4096, context=1024, window=16)
     assert cut.tokens.equal(load(text).tokens)

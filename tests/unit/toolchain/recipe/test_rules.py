@@ -198,3 +198,26 @@ def test_a_kl_gate_has_text_of_its_own_and_windows_without_gaps() -> None:
     kl = {"dataset": "file:/a", "max": 0.1, "window": 512}
     assert broken(gates={"kl": kl | {"stride": 512}}) == []
     assert broken(gates={"kl": kl | {"stride": 513}}) == ["gates.kl.stride"]
+
+
+def test_held_out_text_may_be_another_split_of_the_calibration_set() -> None:
+    train = {"dataset": "hf:o/n", "split": "train"}
+    for changes, paths in (
+        ({"split": "test"}, []),
+        ({"subset": "other"}, []),
+        ({"column": "article"}, ["gates.kl.dataset"]),
+        ({"revision": "v2"}, ["gates.kl.dataset"]),
+    ):
+        kl = train | changes | {"max": 0.1}
+        assert broken(gates={"kl": kl}, quantization={"calibration": train}) == paths
+
+
+def test_a_local_file_has_no_splits() -> None:
+    local = {"subset": "a", "split": "train", "revision": "v1", "column": "article"}
+    names = ["subset", "split", "revision"]
+    assert broken(quantization={"calibration": CALIBRATION | local}) == [
+        f"quantization.calibration.{name}" for name in names
+    ]
+    gates = {"kl": {"dataset": "file:/a", "max": 1} | local, "perplexity": {"dataset": "file:/a", "max": 9}}
+    assert broken(gates=gates) == [f"gates.kl.{name}" for name in names]
+    assert broken(quantization={"calibration": local | {"dataset": "hf:o/n"}}) == []
