@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
-from quantize.awq import absorb, quantize_scaled, search_scale
+from quantize.awq import absorb, candidate_errors, quantize_scaled, search_scale
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
 from quantize.formats.base import W4A16_AWQ, LinearScheme
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import InputStatistics
+
+# Of the exact scale: weights of float16 stay far from its largest value.
+_LARGEST_POWER = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Awq:
         """Search scale and clip on the statistics, and round; never worse than rounding alone."""
         return best_of(group, statistics, self._candidates(group, statistics))
 
+    def fold(self, group: Group, statistics: InputStatistics) -> Scaling | None:
+        """As in `Folding`."""
+        return exact_scaling(group, statistics)
+
     def _candidates(self, group: Group, statistics: InputStatistics) -> Iterator[Candidate]:
         nearest = partial(quantize_scaled, blocks_GII=None, group_size=self.group_size)
         yield Candidate(unscaled(group), nearest)
@@ -68,7 +75,7 @@ def searched_scaling(group: Group, statistics: InputStatistics) -> Scaling:
     """
     plain = unscaled(group)
     target = group.norm if group.norm is not None else plain.pre_quant_scale
-    if target is None:
+    if target is None or (group.norm is None and group.shared_scale):
         return plain
     weights = list(group.weights.values())
     search = search_scale(
@@ -78,3 +85,20 @@ def searched_scaling(group: Group, statistics: InputStatistics) -> Scaling:
     if group.norm is not None:
         return Scaling(scale_I, norm=folded, alpha=search.alpha, duo=search.duo)
     return Scaling(scale_I, pre_quant_scale=folded, alpha=search.alpha, duo=search.duo)
+
+
+def exact_scaling(group: Group, statistics: InputStatistics) -> Scaling | None:
+    """AWQ's scale for the norm of a group in powers of two: no product or quotient with it is rounded.
+
+    None where the weights round as well without.
+    """
+    weights = list(group.weights.values())
+    dtype, group_size, sketch_SI = weights[0].dtype, statistics.group_size, statistics.sketch
+    search = search_scale(weights, statistics.magnitude, sketch_SI, group_size, dtype)
+    scale_I = torch.exp2(search.scale.log2().round().clamp(-_LARGEST_POWER, _LARGEST_POWER))
+    choices = [torch.ones_like(scale_I), scale_I]
+    plain, scaled = candidate_errors(weights, choices, sketch_SI, group_size, dtype)
+    if group.norm is None or not scaled < plain:
+        return None
+    folded_I, effective_I = absorb(group.norm, scale_I)
+    return Scaling(effective_I, norm=folded_I, alpha=search.alpha, duo=search.duo)

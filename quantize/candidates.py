@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from quantize.formats.base import LinearScheme
 from quantize.linear import QuantizedLinear
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import InputStatistics
@@ -29,6 +31,26 @@ class Scaling:
     pre_quant_scale: Tensor | None = None
     alpha: float = 0.0
     duo: bool = False
+
+
+@runtime_checkable
+class Folding(Protocol):
+    """A method that puts a scale of the input channels into the norm before a group."""
+
+    @property
+    def scheme(self) -> LinearScheme:
+        """As in `Method`."""
+
+    def fold(self, group: Group, statistics: InputStatistics) -> Scaling | None:
+        """A scale of powers of two that suits linears which are yet to be quantized, one by one.
+
+        Args:
+            group: samples of the linears' rows, and the norm.
+            statistics: of what the norm yields.
+
+        Returns:
+            the scaling with the norm in it; None where no scaling is as good.
+        """
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,6 @@ def quantize_model(
         write_checkpoint(source_dir, out_dir, tensors, None, form)
         return {"method": {"method": "none"}, "seconds_per_layer": []}
 
-    if spec.moe is not None:
-        raise QuantizeError(
-            f"the experts of {spec.architecture} cannot be quantized yet",
-            where="quantization.method",
-            fix="set method: none",
-        )
     check_shapes(spec, methods)
     scheme = Scheme({name: own.scheme for name, own in methods.items()}, _left_alone(spec, methods), kv_cache)
     check_held(form, scheme)
@@ -149,6 +143,9 @@ def quantize_model(
             for name, facts in work.layer_report(layer).items()
         },
     }
+    unreached = [name for name, facts in report["linears"].items() if facts.get("calibration_tokens") == 0]
+    if unreached:
+        report["unreached_experts"] = list(dict.fromkeys(name.rpartition(".")[0] for name in unreached))
     out_dir.mkdir(parents=True, exist_ok=True)
     write_text_file(out_dir / REPORT_FILE, json.dumps(report, indent=2) + "\n")
     write_checkpoint(source_dir, out_dir, tensors, scheme, form)
@@ -247,6 +244,8 @@ class _Run:
             else:
                 layer.quantize(hidden, between, saver.wait)
             work.finish_layer(index, layer.finished, layer.report)
+            for note in layer.notes:
+                events.note(note)
             if hidden is not None and index + 1 < total and saver.due:
                 saver.start(lambda values=hidden.values, at=index + 1: _keep(work, at, values))  # type: ignore[misc]
             events.advance()
@@ -259,7 +258,9 @@ class _Run:
         spec, settings = self.settings.spec, self.settings
         assert self.calibration is not None
         count, length = self.calibration.tokens.shape
-        widths = spec.hidden_size, spec.num_attention_heads * spec.head_dim
+        context = spec.num_attention_heads * spec.head_dim
+        # Experts keep the sum of their answers where the attention's contexts were.
+        widths = spec.hidden_size, context if spec.moe is None else max(context, spec.hidden_size)
         size = count * length * sum(widths) * settings.dtype.itemsize
         spill = machine.hidden_memory is not None and size > machine.hidden_memory
         hidden, between = (

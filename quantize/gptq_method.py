@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from quantize.awq import quantize_scaled
-from quantize.awq_method import searched_scaling
+from quantize.awq_method import exact_scaling, searched_scaling
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
 from quantize.formats.base import W4A16_AWQ, LinearScheme
 from quantize.gptq import Feedback, error_feedback, round_with_feedback
 from quantize.method import Group, QuantizedGroup
-from quantize.statistics import GramStatistics
+from quantize.statistics import GramStatistics, InputStatistics
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class AwqGptq:
     def observe(self, in_features: int, seed: int, device: torch.device) -> GramStatistics:
         """Empty statistics for inputs of `in_features` channels."""
         return self.rounding.observe(in_features, seed, device)
+
+    def fold(self, group: Group, statistics: InputStatistics) -> Scaling | None:
+        """As in `Folding`."""
+        return exact_scaling(group, statistics)
 
     def quantize(self, group: Group, statistics: GramStatistics) -> QuantizedGroup:
         """Search the scale as AWQ does, and round with feedback; never worse than plain rounding."""

@@ -7,7 +7,7 @@ of the tensors, norms and the softmax in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,21 @@ class Routing:
     experts: Tensor
     weights: Tensor
     shared: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Routing]) -> Routing:
+        """The routing of all tokens from that of consecutive parts."""
+        shared = [part.shared for part in parts if part.shared is not None]
+        return cls(
+            torch.cat([part.experts for part in parts]),
+            torch.cat([part.weights for part in parts]),
+            torch.cat(shared) if shared else None,
+        )
+
+    def cpu(self) -> Routing:
+        """The same in host memory."""
+        shared = None if self.shared is None else self.shared.cpu()
+        return Routing(self.experts.cpu(), self.weights.cpu(), shared)
 
     def of(self, mlp: Mlp) -> tuple[Tensor, Tensor]:
         """The tokens that go to `mlp`, int64 [E] in rising order, and what its answers weigh, [E]."""

@@ -7,12 +7,14 @@ forward pass of the layer, in steps, and the gate and up projections once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quantize.experts import ExpertsRun, scaled
 from quantize.formats.base import Format
 from quantize.kv_cache import KvScales
 from quantize.layer import DecoderLayer
@@ -21,7 +23,15 @@ from quantize.method import Group, Method
 from quantize.states import States
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
-from toolchain.model.families import LinearGroup, layer_prefix, layer_tensors, linear_groups
+from toolchain.model.families import (
+    ATTENTION_GROUPS,
+    DENSE_MLP,
+    LinearGroup,
+    Mlp,
+    layer_prefix,
+    layer_tensors,
+    mlp_groups,
+)
 from toolchain.model.spec import ModelSpec
 
 
@@ -58,27 +68,33 @@ class LayerRun:
     Attributes:
         finished: the layer's tensors in their stored form, by full name, in host memory.
         report: by full name of each quantized linear, what the method says of it.
+        notes: lines that a user would want to read.
+        original: the tensors on the device, by name relative to the layer; of routed experts, those held.
+        expert_scale: [in], what the input channels of all experts' gate and up projections are multiplied by.
     """
 
     def __init__(self, settings: LayerSettings, index: int) -> None:
         self.settings, self.index = settings, index
         self.prefix = layer_prefix(index)
-        source, device = settings.checkpoint, settings.device
-        stored = {name: source.read(self.prefix + name) for name in layer_tensors(settings.spec, index)}
-        self.finished = {self.prefix + name: tensor for name, tensor in stored.items()}
-        self.original = {name: tensor.to(device) for name, tensor in stored.items()}
-        self.layer = DecoderLayer(
-            settings.spec,
-            index,
-            {name: tensor.to(settings.dtype) for name, tensor in self.original.items()},
-        )
+        self.layer = DecoderLayer(settings.spec, index, {})
+        self.finished: dict[str, Tensor] = {}
+        self.original: dict[str, Tensor] = {}
         self.report: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.expert_scale: Tensor | None = None
+        routed = {name for mlp in self.layer.mlps if mlp.expert is not None for name in _weights(mlp)}
+        for name in layer_tensors(settings.spec, index):
+            if name not in routed:
+                self.replace(name, settings.checkpoint.read(self.prefix + name))
 
     def quantize_weights(self) -> None:
         """Quantize with methods that look at no activations."""
-        for group in linear_groups(self.settings.spec, self.index):
-            for method, names in self._shares(group):
-                self._answer(group, names, method, None)
+        for group in ATTENTION_GROUPS:
+            self._answer_all(group)
+        for mlp in self.layer.mlps:
+            with self.holding(mlp):
+                for group in mlp_groups(mlp):
+                    self._answer_all(group)
 
     def quantize(self, hidden: States, between: States, before_overwriting: Callable[[], None]) -> None:
         """Quantize; what enters the layer becomes what leaves it.
@@ -91,6 +107,7 @@ class LayerRun:
         layer, rotary = self.layer, self.settings.rotary
         scales = KvScales(self.settings.kv_cache) if self.settings.kv_cache else None
         see_cached = None if scales is None else scales.update
+        channels = self.settings.spec.num_attention_heads * self.settings.spec.head_dim
 
         def attention_inputs() -> Iterator[Tensor]:
             for _, x_BSH in hidden:
@@ -105,7 +122,7 @@ class LayerRun:
         def mlp_inputs() -> Iterator[Tensor]:
             before_overwriting()
             for batch, x_BSH in hidden:
-                x_BSH = layer.after_attention(x_BSH, between.read(batch))
+                x_BSH = layer.after_attention(x_BSH, between.read(batch)[..., :channels])
                 hidden.write(batch, x_BSH)
                 yield layer.mlp_input(x_BSH)
 
@@ -113,23 +130,65 @@ class LayerRun:
             for _, x_BSH in hidden:
                 yield layer.activate(layer.mlp_input(x_BSH))
 
-        inputs = {"qkv": attention_inputs, "o": contexts, "gate_up": mlp_inputs, "down": activated}
-        for number, group in enumerate(linear_groups(self.settings.spec, self.index)):
-            self._quantize_group(number, group, inputs[group.kind]())
-        finite = _Finite(self.prefix + "mlp.down_proj", "output")
-        for batch, x_BSH in hidden:
-            x_BSH = layer.after_mlp(x_BSH, layer.activate(layer.mlp_input(x_BSH)))
-            finite.see(x_BSH)
-            hidden.write(batch, x_BSH)
+        qkv, o = ATTENTION_GROUPS
+        self.quantize_group(qkv, attention_inputs())
+        self.quantize_group(o, contexts())
+        finite = _Finite(self.prefix + layer.mlps[-1].down, "output")
+        if layer.sparse:
+            ExpertsRun(self, hidden, between).quantize(mlp_inputs())
+            for _, x_BSH in hidden:
+                finite.see(x_BSH)
+        else:
+            gate_up, down = mlp_groups(DENSE_MLP)
+            self.quantize_group(gate_up, mlp_inputs())
+            self.quantize_group(down, activated())
+            for batch, x_BSH in hidden:
+                x_BSH = layer.after_mlp(x_BSH, layer.activate(layer.mlp_input(x_BSH)))
+                finite.see(x_BSH)
+                hidden.write(batch, x_BSH)
         hidden.settle()
         finite.check()
         if scales is not None:
             self.finished |= self.settings.form.kv_tensors(self.prefix, *scales.result())
 
-    def _quantize_group(self, number: int, group: LinearGroup, inputs: Iterator[Tensor]) -> None:
+    @contextmanager
+    def holding(self, mlp: Mlp) -> Iterator[None]:
+        """The weights of an MLP in memory: those of a routed expert are there only as long as this lasts."""
+        if mlp.expert is None:
+            yield
+            return
+        for name in _weights(mlp):
+            self.replace(name, self.settings.checkpoint.read(self.prefix + name))
+        if self.expert_scale is not None:
+            for module in (mlp.gate, mlp.up):
+                weight_OI = self.original[f"{module}.weight"]
+                self.replace(f"{module}.weight", scaled(weight_OI, self.expert_scale))
+        yield
+        for name in _weights(mlp):
+            del self.original[name], self.layer.tensors[name]
+
+    def weight(self, module: str) -> Tensor:
+        """The weight [out, in] of a linear as the source has it, on the device, held or not."""
+        name = f"{module}.weight"
+        if name in self.original:
+            return self.original[name]
+        return self.settings.checkpoint.read(self.prefix + name).to(self.settings.device)
+
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Let `tensor` be the layer's tensor `name`, in its stored form."""
+        self.finished[self.prefix + name] = tensor.cpu()
+        self.original[name] = tensor.to(self.settings.device)
+        self.layer.tensors[name] = self.original[name].to(self.settings.dtype)
+
+    def seed(self, kind: str, expert: int | None = None) -> int:
+        """Of the statistics of a group's inputs."""
+        number = 4 * self.index + ("qkv", "o", "gate_up", "down").index(kind)
+        return (0 if expert is None else (expert + 1) << 44) + (self.settings.seed << 20) + number
+
+    def quantize_group(self, group: LinearGroup, inputs: Iterator[Tensor]) -> None:
         """Show the methods the group's inputs, and put their answers into the layer and into `finished`."""
         settings = self.settings
-        seed = (settings.seed << 20) + 4 * self.index + number
+        seed = self.seed(group.kind, group.expert)
         in_features = self.original[f"{group.members[0]}.weight"].shape[1]
         shares = self._shares(group)
         observers = [
@@ -141,10 +200,14 @@ class LayerRun:
             finite.see(x_BSI)
             for statistics in observers:
                 if statistics is not None:
-                    statistics.update(x_BSI.flatten(0, 1))
+                    statistics.update(x_BSI.flatten(0, -2))
         finite.check()
         for (method, names), statistics in zip(shares, observers, strict=True):
             self._answer(group, names, method, statistics)
+
+    def _answer_all(self, group: LinearGroup) -> None:
+        for method, names in self._shares(group):
+            self._answer(group, names, method, None)
 
     def _shares(self, group: LinearGroup) -> list[tuple[Method, list[str]]]:
         """The group's members by the method that quantizes them."""
@@ -161,11 +224,13 @@ class LayerRun:
         whole = len(names) == len(group.members)
         weights = {name: self.original[f"{name}.weight"] for name in names}
         biases = {name: self.original[f"{name}.bias"] for name in names if f"{name}.bias" in self.original}
-        norm = self.original[f"{group.source}.weight"] if from_norm and whole else None
-        answer = method.quantize(Group(weights, biases, norm, not from_norm), statistics)
+        # What goes into the norm before experts is for all of them: see `ExpertsRun`.
+        own_norm = from_norm and whole and not (group.kind == "gate_up" and self.layer.sparse)
+        norm = self.original[f"{group.source}.weight"] if own_norm else None
+        share = Group(weights, biases, norm, not from_norm, shared_scale=group.expert is not None)
+        answer = method.quantize(share, statistics)
         if answer.norm is not None:
-            self.finished[f"{self.prefix}{group.source}.weight"] = answer.norm.cpu()
-            self.layer.tensors[f"{group.source}.weight"] = answer.norm.to(self.settings.dtype)
+            self.replace(f"{group.source}.weight", answer.norm)
         for name, linear in answer.linears.items():
             self._take(name, linear, method)
         self.report |= {self.prefix + name: dict(facts) for name, facts in answer.report.items()}
@@ -180,6 +245,10 @@ class LayerRun:
             self.prefix + name, linear.to("cpu"), method.scheme
         )
         self.layer.tensors[f"{name}.weight"] = linear.dequantize(self.settings.dtype)
+
+
+def _weights(mlp: Mlp) -> tuple[str, str, str]:
+    return f"{mlp.gate}.weight", f"{mlp.up}.weight", f"{mlp.down}.weight"
 
 
 class _Finite:

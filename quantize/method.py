@@ -36,12 +36,14 @@ class Group:
             it; None where it may not, because something else that stays as it is reads the norm too, or
             because no norm feeds the group.
         pre_quant_scale: whether the stored form wants a scale of the input beside each linear.
+        shared_scale: whether that scale belongs to other groups too, which leaves nothing but ones.
     """
 
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
     norm: Tensor | None
     pre_quant_scale: bool
+    shared_scale: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class States:
         return self._fetch(batch)
 
     def write(self, batch: slice, values: Tensor) -> None:
-        """Put a batch of the device back."""
-        self.values[batch].copy_(values, non_blocking=True)
+        """Put a batch of the device back, into the first channels if it has fewer."""
+        self.values[batch, :, : values.shape[-1]].copy_(values, non_blocking=True)
 
     def settle(self) -> None:
         """Wait until everything written is there."""

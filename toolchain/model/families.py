@@ -62,7 +62,7 @@ DENSE_MLP = Mlp("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _SHARED_EXPERT = Mlp(
     "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj"
 )
-_ATTENTION_GROUPS = (
+ATTENTION_GROUPS = (
     LinearGroup("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
     LinearGroup("o", ("self_attn.o_proj",), "self_attn.v_proj"),
 )
@@ -111,11 +111,16 @@ def linear_groups(spec: ModelSpec, layer: int) -> tuple[LinearGroup, ...]:
     All supported families share the Llama layout; what differs (biases, q_norm and k_norm) leaves the
     groups as they are.
     """
-    groups = [*_ATTENTION_GROUPS]
-    for mlp in layer_mlps(spec, layer):
-        groups.append(LinearGroup("gate_up", (mlp.gate, mlp.up), "post_attention_layernorm", mlp))
-        groups.append(LinearGroup("down", (mlp.down,), mlp.up, mlp))
-    return tuple(groups)
+    mlps = layer_mlps(spec, layer)
+    return (*ATTENTION_GROUPS, *(group for mlp in mlps for group in mlp_groups(mlp)))
+
+
+def mlp_groups(mlp: Mlp) -> tuple[LinearGroup, LinearGroup]:
+    """The two groups of an MLP: "gate_up" and "down"."""
+    return (
+        LinearGroup("gate_up", (mlp.gate, mlp.up), "post_attention_layernorm", mlp),
+        LinearGroup("down", (mlp.down,), mlp.up, mlp),
+    )
 
 
 def linear_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:

@@ -164,21 +164,27 @@ def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline
 def quantize_peak_bytes(spec: ModelSpec, method: str, samples: int, seq_len: int) -> int:
     """Host memory that layer-streaming quantization works in, without the interpreter and libraries.
 
-    One decoder layer in float32 with its statistics, or the embedding table, whichever is larger; the
-    calibration set's hidden states, the layer's output and attention context beside them, in the model's
-    dtype; a batch's activations. It does not grow with the number of layers. Measured for awq from hidden
-    512 to 2048: within a fifth of this.
+    One decoder layer in float32 with its statistics (of its experts one, and what the others have become),
+    or the embedding table, whichever is larger; the calibration set's hidden states, the layer's output and
+    attention context beside them, in the model's dtype; a batch's activations. It does not grow with the
+    number of layers. Measured for awq from hidden 512 to 2048: within a fifth of this.
     """
-    largest = max(
-        sum(math.prod(shape) for shape in layer_tensors(spec, layer).values())
-        for layer in layer_examples(spec)
-    )
     widest = max(*mlp_widths(spec).values(), spec.num_attention_heads * spec.head_dim, spec.hidden_size)
     grams = 3 if method.endswith("gptq") else 1  # the matrix, its reordered copy and its factor
-    layer = 4 * (2 * largest + grams * widest * widest)
+    layer = max(_layer_peak_bytes(spec, method, index) for index in layer_examples(spec))
+    layer += 4 * grams * widest * widest
     embedding = spec.vocab_size * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     hidden_states = samples * seq_len * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     return 3 * hidden_states + max(layer, embedding) + QUANTIZE_BATCH_BYTES
+
+
+def _layer_peak_bytes(spec: ModelSpec, method: str, layer: int) -> int:
+    """Weights of a decoder layer while it is quantized: stored and as they compute, and experts when done."""
+    held = sum(math.prod(shape) for shape in layer_tensors(spec, layer).values())
+    if spec.moe is None or not spec.is_sparse(layer):
+        return 4 * 2 * held
+    others = (spec.moe.num_experts - 1) * 3 * spec.hidden_size * spec.moe.moe_intermediate_size
+    return 4 * 2 * (held - others) + weight_bytes(spec, method).linears[layer]
 
 
 def parameter_count(spec: ModelSpec) -> int:
