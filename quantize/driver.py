@@ -22,7 +22,7 @@ from quantize.layer import DecoderLayer, rotary_tables
 from quantize.layer_run import LayerRun, LayerSettings
 from quantize.linear import QuantizedLinear
 from quantize.method import Method
-from quantize.selection import Override, assign_methods, check_shapes, modules
+from quantize.selection import Override, assign_methods, check_shapes
 from quantize.states import Saver, States
 from quantize.work import WorkDir
 from toolchain.errors import QuantizeError
@@ -35,6 +35,7 @@ from toolchain.model.families import (
     linear_shapes,
 )
 from toolchain.model.safetensors_file import prefetch, read_header
+from toolchain.model.selection import modules
 from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.progress import Progress, Silent
 

@@ -14,6 +14,7 @@ import typer
 
 from toolchain.cli import (
     build,
+    compat,
     doctor,
     evaluate,
     explain,
@@ -57,7 +58,15 @@ def _options(
 
 
 for panel, verbs in {
-    "Recipes": (init.init, ls.ls, show.show, explain.explain, validate.validate, plan.plan),
+    "Recipes": (
+        init.init,
+        ls.ls,
+        show.show,
+        explain.explain,
+        validate.validate,
+        plan.plan,
+        compat.compat,
+    ),
     "Artifacts": (build.build, inspect.inspect, evaluate.eval, serve.serve, generate.generate),
     "Housekeeping": (doctor.doctor, schema.schema),
 }.items():

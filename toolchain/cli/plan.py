@@ -52,6 +52,7 @@ def _print(plan: Plan) -> None:
         ["facts from", plan.spec_origin],
         ["flavour", f"{plan.flavour}, {plan.ranks} rank{'s' if plan.ranks > 1 else ''}"],
         ["weights", f"{human_bytes(plan.source_bytes)} -> {human_bytes(plan.stored_bytes)} ({plan.method})"],
+        *(["", text] for text in _by_method(plan)),
         ["", f"{human_bytes(plan.rank_bytes)} in memory{' on the fullest rank' if plan.ranks > 1 else ''}"],
         [
             "KV cache",
@@ -78,3 +79,18 @@ def _print(plan: Plan) -> None:
     table([plan.recipe, ""], rows)
     for note in plan.notes:
         typer.echo(f"note: {note}")
+
+
+def _by_method(plan: Plan) -> list[str]:
+    """What each method has, where there are several."""
+    from toolchain.plan.memory import human_bytes
+
+    if len(plan.by_method) < 2:
+        return []
+    found = plan.by_method
+    lines = [
+        f"{name}: {own.linears} linears, {human_bytes(own.stored)}, {own.bits:.2f} bits a weight"
+        for name, own in sorted(found.items())
+    ]
+    bits = 8 * sum(own.stored for own in found.values()) / sum(own.weights for own in found.values())
+    return [*lines, f"{bits:.2f} bits a weight over all linears"]

@@ -1,17 +1,21 @@
-"""Which recipe can work on which GPU and split: divisibility, kernels, flavours."""
+"""Which model can be split over which GPUs and run by which flavour: divisibility."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from toolchain.data import load_table
 from toolchain.errors import PlanError
-from toolchain.model.families import linear_kinds, mlp_widths
+from toolchain.model.families import linear_kind, linear_kinds, mlp_widths
 from toolchain.model.spec import ModelSpec
+from toolchain.plan.quantization import Storage, defaults, storages
 
-GROUPWISE = frozenset({"awq", "gptq", "awq_gptq", "w4a8_awq"})
+if TYPE_CHECKING:
+    from toolchain.recipe.quantization import Quantization
 
 
 def parallel_problems(
-    spec: ModelSpec, method: str, group_size: int, tensor: int, pipeline: int
+    spec: ModelSpec, quant: Quantization, flavour: str, tensor: int, pipeline: int
 ) -> list[PlanError]:
     """Why `spec` cannot be split tensor x pipeline ways; empty when it can.
 
@@ -30,21 +34,31 @@ def parallel_problems(
             problems.append(_split_error(field, width, "parallelism.tensor", tensor))
     if pipeline > spec.num_hidden_layers:
         problems.append(_split_error("layers", spec.num_hidden_layers, "parallelism.pipeline", pipeline))
-    if method in GROUPWISE:
-        block = max(128 if method == "w4a8_awq" else 64, group_size) * tensor
-        for module, shape in linear_kinds(spec).items():
-            if any(size % block for size in shape):
-                problems.append(
-                    PlanError(
-                        f"{module} is {shape[0]} x {shape[1]}: {method} with group size {group_size} needs "
-                        f"multiples of {block} at tensor parallelism {tensor}",
-                        where="quantization.group_size",
-                        why="TensorRT-LLM pads group-wise int4 linears at load, which a stored checkpoint "
-                        "cannot follow",
-                        fix="lower parallelism.tensor or quantization.group_size, or use method fp8",
-                    )
-                )
+    if flavour != "openvino":
+        problems += _padding_problems(spec, quant, tensor)
     return problems
+
+
+def _padding_problems(spec: ModelSpec, quant: Quantization, tensor: int) -> list[PlanError]:
+    kinds = linear_kinds(spec)
+    blocks: dict[str, tuple[int, Storage]] = {}  # the largest of each kind of linear
+    for method in defaults(quant):
+        for name, own in storages(spec, quant, method).items():
+            if load_table("formats")[own.method]["group"] == "recipe":
+                block = max(128 if own.method == "w4a8_awq" else 64, own.group_size) * tensor
+                kind = linear_kind(name.split(".", 3)[3])
+                blocks[kind] = max(blocks.get(kind, (0, own)), (block, own))
+    return [
+        PlanError(
+            f"{kind} is {kinds[kind][0]} x {kinds[kind][1]}: {own.method} with group size {own.group_size} "
+            f"needs multiples of {block} at tensor parallelism {tensor}",
+            where="quantization.group_size",
+            why="TensorRT-LLM pads group-wise int4 linears at load, which a stored checkpoint cannot follow",
+            fix="lower parallelism.tensor or quantization.group_size, use method fp8, or exclude the linear",
+        )
+        for kind, (block, own) in blocks.items()
+        if any(size % block for size in kinds[kind])
+    ]
 
 
 def flavour_problems(spec: ModelSpec, flavour: str) -> list[PlanError]:
@@ -59,27 +73,6 @@ def flavour_problems(spec: ModelSpec, flavour: str) -> list[PlanError]:
             fix="use a flavour for GPUs, or a dense model",
         )
     ]
-
-
-def gpu_problems(method: str, kv_cache: str, gpu: str) -> list[PlanError]:
-    """Why `method` or the KV-cache format has no kernel on `gpu` (a row of `data/gpus.yaml`)."""
-    sm = load_table("gpus")[gpu]["sm"]
-    problems = []
-    needed = {"quantization.method": (method, load_table("formats")[method]["min_sm"])}
-    if kv_cache == "fp8":
-        needed["quantization.kv_cache"] = (kv_cache, load_table("formats")["fp8"]["min_sm"])
-    for where, (value, min_sm) in needed.items():
-        if sm < min_sm:
-            able = [name for name, row in load_table("gpus").items() if row["sm"] >= min_sm]
-            problems.append(
-                PlanError(
-                    f"{value} has no kernel on {gpu} (compute capability {sm / 10:.1f}, "
-                    f"needs {min_sm / 10:.1f})",
-                    where=where,
-                    fix=f"choose one of {', '.join(able)} as engine.gpu, or another {where.split('.')[1]}",
-                )
-            )
-    return problems
 
 
 def _split_error(what: str, count: int, field: str, ways: int) -> PlanError:

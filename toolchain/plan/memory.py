@@ -6,19 +6,23 @@ Pure arithmetic on a `ModelSpec` and a few plain values; nothing here reads weig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 
 from toolchain.data import load_table
 from toolchain.model.families import (
     expected_tensors,
     layer_examples,
+    layer_prefix,
     layer_tensors,
     linear_shapes,
     mlp_widths,
     optional_tensors,
 )
 from toolchain.model.spec import ModelSpec
+from toolchain.plan.quantization import Storage
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 KV_DTYPE_BYTES: dict[str, Callable[[int], float]] = {
@@ -61,43 +65,91 @@ class WeightBytes:
         return self.embedding + self.head + self.final_norm + self.layer_linears + sum(self.other)
 
 
-def weight_bytes(spec: ModelSpec, method: str = "none", group_size: int = 128) -> WeightBytes:
+def weight_bytes(
+    spec: ModelSpec,
+    method: str = "none",
+    group_size: int = 128,
+    others: Mapping[str, Storage] = MappingProxyType({}),
+) -> WeightBytes:
     """Bytes of `spec`'s weights stored by quantization `method` (a row of `data/formats.yaml`).
 
     Embedding, lm_head and routers stay in the model's dtype, as every export of ours leaves them; a tied
     model counts the shared table once, as embedding.
+
+    Args:
+        spec: the model.
+        method, group_size: how linears are stored for which `others` does not say otherwise.
+        others: full name of a linear -> how it is stored.
     """
-    element = DTYPE_BYTES[spec.dtype]
-    linears, other = {}, {}
-    for layer in layer_examples(spec):
+    element, default = DTYPE_BYTES[spec.dtype], Storage(method, group_size)
+    linears, other = [], []
+    for layer in range(spec.num_hidden_layers):
         shapes, tensors = linear_shapes(spec, layer), layer_tensors(spec, layer)
-        kind = spec.is_sparse(layer)
-        linears[kind] = sum(_linear_bytes(shape, element, method, group_size) for shape in shapes.values())
+        linears.append(
+            sum(
+                linear_bytes(shape, element, others.get(layer_prefix(layer) + name, default))
+                for name, shape in shapes.items()
+            )
+        )
         whole = sum(math.prod(shape) for shape in tensors.values())
-        other[kind] = element * (whole - sum(math.prod(shape) for shape in shapes.values()))
-    kinds = [spec.is_sparse(layer) for layer in range(spec.num_hidden_layers)]
+        other.append(element * (whole - sum(math.prod(shape) for shape in shapes.values())))
     table = spec.vocab_size * spec.hidden_size * element
     return WeightBytes(
         embedding=table,
         head=0 if spec.tie_word_embeddings else table,
-        linears=tuple(linears[kind] for kind in kinds),
-        other=tuple(other[kind] for kind in kinds),
+        linears=tuple(linears),
+        other=tuple(other),
         final_norm=spec.hidden_size * element,
     )
 
 
-def _linear_bytes(shape: tuple[int, ...], element: int, method: str, group_size: int) -> int:
-    """Codes and scales of one linear [out, in]."""
-    out_features, in_features = shape
-    if method == "none":
-        return out_features * in_features * element
-    stored = load_table("formats")[method]
-    group: int = {"recipe": group_size, "row": in_features, "tensor": out_features * in_features}.get(
-        stored["group"], stored["group"]
-    )
-    scales = math.ceil(out_features * in_features / group)
-    bits: int = out_features * in_features * stored["bits"] + scales * stored["scale_bits"]
+@cache
+def linear_bytes(shape: tuple[int, int], element: int, storage: Storage) -> int:
+    """Bytes of one linear [out, in]: its codes and scales, or plain with `element` bytes a weight."""
+    count = math.prod(shape)
+    if storage.method == "none":
+        return count * element
+    stored = load_table("formats")[storage.method]
+    whole = {"row": shape[1], "tensor": count}
+    group: int = storage.group or whole[stored["group"]]
+    bits: int = count * stored["bits"] + math.ceil(count / group) * stored["scale_bits"]
     return bits // 8
+
+
+@dataclass(frozen=True)
+class MethodBytes:
+    """What one method has of a model's linears.
+
+    Args:
+        linears: how many.
+        weights: elements of them.
+        stored: bytes of them, scales included.
+    """
+
+    linears: int
+    weights: int
+    stored: int
+
+    @property
+    def bits(self) -> float:
+        """Bits that a weight takes on average."""
+        return 8 * self.stored / self.weights
+
+
+def bytes_by_method(spec: ModelSpec, assigned: Mapping[str, Storage]) -> dict[str, MethodBytes]:
+    """What each method has of the linears that `assigned` names in full."""
+    element = DTYPE_BYTES[spec.dtype]
+    found: dict[str, MethodBytes] = {}
+    for layer in range(spec.num_hidden_layers):
+        for name, shape in linear_shapes(spec, layer).items():
+            own = assigned[layer_prefix(layer) + name]
+            sofar = found.get(own.method, MethodBytes(0, 0, 0))
+            found[own.method] = MethodBytes(
+                sofar.linears + 1,
+                sofar.weights + math.prod(shape),
+                sofar.stored + linear_bytes(shape, element, own),
+            )
+    return found
 
 
 def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeline: int) -> int:
@@ -137,14 +189,14 @@ def openvino_private_bytes(
         bf16_cpu: whether the CPU executes bf16.
     """
     bf16 = precision == "fast" and bf16_cpu
-    linears = 0 if quantized else _linear_count(spec)
+    linears = 0 if quantized else linear_count(spec)
     head = spec.vocab_size * spec.hidden_size  # a tied table is a matrix too
     plain = (linears + head) * (2 if bf16 else 4)
     packed = weights.layer_linears if quantized else 0
     return plain + int(packed * (1 if bf16 else INT4_F32_LAYOUTS))
 
 
-def _linear_count(spec: ModelSpec) -> int:
+def linear_count(spec: ModelSpec) -> int:
     """Elements of the linears of all decoder layers."""
     layers = range(spec.num_hidden_layers)
     return sum(math.prod(shape) for layer in layers for shape in linear_shapes(spec, layer).values())
@@ -161,30 +213,40 @@ def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline
     return layers * heads * KV_DTYPE_BYTES[kv_dtype](spec.head_dim)
 
 
-def quantize_peak_bytes(spec: ModelSpec, method: str, samples: int, seq_len: int) -> int:
+def quantize_peak_bytes(
+    spec: ModelSpec, methods: Collection[str], samples: int, seq_len: int, hidden_memory: int | None = None
+) -> int:
     """Host memory that layer-streaming quantization works in, without the interpreter and libraries.
 
     One decoder layer in float32 with its statistics (of its experts one, and what the others have become),
     or the embedding table, whichever is larger; the calibration set's hidden states, the layer's output and
     attention context beside them, in the model's dtype; a batch's activations. It does not grow with the
     number of layers. Measured for awq from hidden 512 to 2048: within a fifth of this.
+
+    Args:
+        spec: the model.
+        methods: those that occur.
+        samples, seq_len: of the calibration; 0 where no method looks at activations.
+        hidden_memory: bytes of hidden states beyond which they are kept on the disk; None for no limit.
     """
     widest = max(*mlp_widths(spec).values(), spec.num_attention_heads * spec.head_dim, spec.hidden_size)
-    grams = 3 if method.endswith("gptq") else 1  # the matrix, its reordered copy and its factor
-    layer = max(_layer_peak_bytes(spec, method, index) for index in layer_examples(spec))
+    grams = 3 if {"gptq", "awq_gptq"} & set(methods) else 1  # the matrix, its reordered copy and its factor
+    layer = max(_layer_peak_bytes(spec, methods, index) for index in layer_examples(spec))
     layer += 4 * grams * widest * widest
     embedding = spec.vocab_size * spec.hidden_size * DTYPE_BYTES[spec.dtype]
     hidden_states = samples * seq_len * spec.hidden_size * DTYPE_BYTES[spec.dtype]
-    return 3 * hidden_states + max(layer, embedding) + QUANTIZE_BATCH_BYTES
+    states = 3 * hidden_states if hidden_memory is None else min(3 * hidden_states, hidden_memory)
+    return states + max(layer, embedding) + QUANTIZE_BATCH_BYTES
 
 
-def _layer_peak_bytes(spec: ModelSpec, method: str, layer: int) -> int:
+def _layer_peak_bytes(spec: ModelSpec, methods: Collection[str], layer: int) -> int:
     """Weights of a decoder layer while it is quantized: stored and as they compute, and experts when done."""
     held = sum(math.prod(shape) for shape in layer_tensors(spec, layer).values())
     if spec.moe is None or not spec.is_sparse(layer):
         return 4 * 2 * held
     others = (spec.moe.num_experts - 1) * 3 * spec.hidden_size * spec.moe.moe_intermediate_size
-    return 4 * 2 * (held - others) + weight_bytes(spec, method).linears[layer]
+    done = max(weight_bytes(spec, method).linears[layer] for method in methods or ("none",))
+    return 4 * 2 * (held - others) + done
 
 
 def parameter_count(spec: ModelSpec) -> int:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError, combined
 from toolchain.model.families import active_width
-from toolchain.plan import compat, memory
+from toolchain.plan import compat, kernels, memory
 from toolchain.plan.facts import model_facts
+from toolchain.plan.memory import MethodBytes, WeightBytes
+from toolchain.plan.quantization import defaults, published_storage, quantization_problems, storages
+from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
     from toolchain.model.spec import ModelSpec
     from toolchain.recipe import Recipe
+    from toolchain.recipe.quantization import Quantization
 
 GPU_RUNTIME_BYTES = 2 * 2**30
 """CUDA context, libraries and workspace of a rank; measured values in reports lie between 1 and 2.5 GiB."""
@@ -35,6 +39,7 @@ class Plan:
         kv_tokens_fit: tokens whose cache fits beside the weights; None without a budget.
         problems: why the recipe cannot work; empty when it can.
         notes: what a careful engineer would say before spending the time.
+        by_method: the linears of each method; empty where nothing is quantized or a search will decide.
     """
 
     recipe: str
@@ -58,6 +63,7 @@ class Plan:
     quantize_peak_bytes: int
     problems: list[PlanError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    by_method: dict[str, MethodBytes] = field(default_factory=dict)
 
     @property
     def sequences_fit(self) -> int | None:
@@ -77,10 +83,13 @@ class Plan:
             "head_dim": spec.head_dim,
             "max_position_embeddings": spec.max_position_embeddings,
         }
-        skipped = {"spec", "spec_origin", "parameters", "problems"}
+        skipped = {"spec", "spec_origin", "parameters", "problems", "by_method"}
         figures = {name: value for name, value in vars(self).items() if name not in skipped}
         return figures | {
             "sequences_fit": self.sequences_fit,
+            "methods": {
+                name: vars(found) | {"bits": round(found.bits, 3)} for name, found in self.by_method.items()
+            },
             "model": model,
             "problems": [problem.to_json() for problem in self.problems],
         }
@@ -104,14 +113,24 @@ def make_plan(recipe: Recipe) -> Plan:
     tensor, pipeline = recipe.parallelism.tensor, recipe.parallelism.pipeline
     on_cpu = engine.flavour == "openvino"
 
-    source = memory.weight_bytes(spec)
-    stored = memory.weight_bytes(spec, quant.method, quant.group_size)
+    problems = compat.flavour_problems(spec, engine.flavour)
+    problems += kernels.version_problems(engine.flavour, engine.version)
+    notes: list[str] = []
+    source = memory.weight_bytes(spec, *published_storage(spec.quantization))
+    stored, by_method = source, dict[str, MethodBytes]()
+    try:
+        problems += quantization_problems(spec, quant, engine.flavour)
+        problems += compat.parallel_problems(spec, quant, engine.flavour, tensor, pipeline)
+        if quant.methods:
+            stored, by_method = _stored(spec, quant, notes)
+    except PlanError as error:  # a pattern that means nothing: no linear's method is known
+        problems.append(error)
     rank_bytes = memory.rank_weight_bytes(spec, stored, tensor, pipeline)
     if on_cpu:
         rank_bytes = memory.openvino_private_bytes(
             spec,
             stored,
-            quantized=quant.method != "none",
+            quantized=bool(quant.methods) or spec.quantization is not None,
             precision=engine.precision,
             bf16_cpu=_cpu_executes_bf16(),
         )
@@ -120,9 +139,6 @@ def make_plan(recipe: Recipe) -> Plan:
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
     wanted = engine.kv_cache.max_tokens or engine.max_batch_size * max_seq_len
 
-    problems = compat.flavour_problems(spec, engine.flavour)
-    problems += compat.parallel_problems(spec, quant.method, quant.group_size, tensor, pipeline)
-    notes = []
     if recipe.model.dtype not in ("auto", spec.dtype):
         problems.append(
             PlanError(
@@ -141,6 +157,7 @@ def make_plan(recipe: Recipe) -> Plan:
             )
         )
     device, device_bytes = _device(recipe, problems)
+    problems += kernels.kernel_problems(quant, engine.flavour, None if on_cpu else engine.gpu)
     fit = None
     if device_bytes is not None:
         if on_cpu:
@@ -156,7 +173,8 @@ def make_plan(recipe: Recipe) -> Plan:
         problems += _fit_problems(recipe, rank_bytes, device, device_bytes, fit, wanted, max_seq_len)
     if not on_cpu:
         notes += _gpu_notes(recipe, fit, wanted)
-    calibration = quant.calibration
+    calibration = quant.calibration if quant.calibrates else None
+    limit = quant.hidden_states_memory
     return Plan(
         recipe=recipe.name,
         flavour=engine.flavour,
@@ -178,13 +196,54 @@ def make_plan(recipe: Recipe) -> Plan:
         device_bytes=device_bytes,
         quantize_peak_bytes=memory.quantize_peak_bytes(
             spec,
-            quant.method,
+            quant.methods,
             calibration.samples if calibration else 0,
             calibration.seq_len if calibration else 0,
+            None if limit is None else size_bytes(limit),
         ),
+        by_method=by_method,
         problems=problems,
         notes=notes,
     )
+
+
+def _stored(
+    spec: ModelSpec, quant: Quantization, notes: list[str]
+) -> tuple[WeightBytes, dict[str, MethodBytes]]:
+    """Bytes of the quantized weights, by method too; under a search, what its budget lets them be."""
+    if spec.tie_word_embeddings:
+        table = memory.human_bytes(memory.weight_bytes(spec).embedding)
+        notes.append(
+            f"lm_head is the embedding table ({table}), which stays in {spec.dtype} whatever `exclude` says"
+        )
+    if quant.search is None:
+        assigned = storages(spec, quant, quant.method)
+        stored = memory.weight_bytes(spec, others=assigned)
+        return stored, memory.bytes_by_method(spec, assigned)
+    largest, smallest = (
+        choose(
+            (memory.weight_bytes(spec, others=storages(spec, quant, method)) for method in defaults(quant)),
+            key=lambda weights: weights.total,
+        )
+        for choose in (max, min)
+    )
+    wanted = largest.layer_linears
+    if quant.search.max_bits is not None:
+        wanted = int(memory.linear_count(spec) * quant.search.max_bits / 8)
+    elif quant.search.max_size is not None:
+        wanted = size_bytes(quant.search.max_size) - (largest.total - largest.layer_linears)
+    if wanted < smallest.layer_linears:
+        least = 8 * smallest.layer_linears / memory.linear_count(spec)
+        raise PlanError(
+            f"the budget cannot be met: all candidates together need at least "
+            f"{memory.human_bytes(smallest.total)}, {least:.2f} bits a weight of the linears",
+            where="quantization.search",
+            fix="raise the budget, or add a smaller method to the candidates",
+        )
+    share = min(1.0, wanted / largest.layer_linears)
+    linears = tuple(int(count * share) for count in largest.linears)
+    notes.append("the search decides which linears get which method; its budget is what is planned for")
+    return replace(largest, linears=linears), {}
 
 
 def _kv_dtype(recipe: Recipe, spec: ModelSpec) -> str:
@@ -216,7 +275,6 @@ def _device(recipe: Recipe, problems: list[PlanError]) -> tuple[str, int | None]
             )
         )
         return gpu, None
-    problems += compat.gpu_problems(recipe.quantization.method, recipe.quantization.kv_cache, gpu)
     return gpu, int(gpus[gpu]["memory_gib"] * 2**30)
 
 

@@ -177,6 +177,14 @@ def test_explain_and_schema():
     assert llmbuild("schema", "--check", CONFIGS / "recipe.schema.json").exit_code == 0
 
 
+def test_compat_is_the_table_by_which_recipes_are_judged():
+    assert "fp8 " in llmbuild("compat").stdout
+    rows = json.loads(llmbuild("compat", "--gpu", "a100-80g", "--flavour", "pytorch", "--json").stdout)
+    assert "awq" in [row["method"] for row in rows]
+    assert "fp8" not in [row["method"] for row in rows]
+    assert llmbuild("compat", "--gpu", "a1000").exit_code == 2
+
+
 def test_doctor_looks_at_everything(tmp_path):
     findings = json.loads(llmbuild("doctor", "--json", env={"LLMBUILD_STORE": str(tmp_path)}).stdout)
     by_name = {finding["what"]: finding for finding in findings}

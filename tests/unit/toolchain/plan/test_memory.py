@@ -56,7 +56,7 @@ def test_kv_heads_are_duplicated_beyond_their_number():
 
 
 def test_quantize_peak_does_not_grow_with_depth():
-    assert memory.quantize_peak_bytes(spec(), "awq", 8, 64) == memory.quantize_peak_bytes(
+    assert memory.quantize_peak_bytes(spec(), {"awq"}, 8, 64) == memory.quantize_peak_bytes(
         spec(num_hidden_layers=60), "awq", 8, 64
     )
 
@@ -107,7 +107,7 @@ def test_the_fullest_stage_is_the_one_with_the_most_experts():
 
 def test_quantizing_experts_takes_one_of_them_and_what_the_others_have_become():
     few, many = spec(**MOE), spec(**MOE | {"num_experts": 1006})
-    more = memory.quantize_peak_bytes(many, "awq", 8, 64) - memory.quantize_peak_bytes(few, "awq", 8, 64)
+    more = memory.quantize_peak_bytes(many, {"awq"}, 8, 64) - memory.quantize_peak_bytes(few, {"awq"}, 8, 64)
     expert = 3 * 256 * 64
     routers = 4 * 2 * 1000 * 256
     assert more < 1000 * expert * 0.6 + routers  # half a byte a weight, and scales

@@ -117,3 +117,39 @@ def test_cache_that_does_not_fit_host_memory(monkeypatch):
 
 def test_weight_only_at_high_batch_is_noted():
     assert any("weight-only" in note for note in planned("llama70b-int4", "engine.gpu=h100").notes)
+
+
+def test_overrides_are_planned_method_by_method():
+    overrides = 'quantization.overrides=[{modules: "*.down_proj", method: fp8}]'
+    plan = planned("llama70b-int4", "engine.gpu=h100", overrides)
+    assert plan.problems == []
+    four, eight = plan.by_method["awq"], plan.by_method["fp8"]
+    assert (four.linears, eight.linears) == (80 * 6, 80)
+    assert eight.stored == 80 * (8192 * 28672 + 4)
+    assert four.bits == 4.25
+    assert plan.stored_bytes - four.stored - eight.stored == 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
+    assert plan.to_json()["methods"]["fp8"]["linears"] == 80
+
+
+def test_a_search_is_planned_by_its_budget():
+    search = "quantization.search={candidates: [awq, none], max_bits: 6}"
+    plan = planned("llama70b-int4", "engine.gpu=h100", "quantization.method=mixed", search)
+    assert plan.problems == []
+    tables = 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
+    assert plan.stored_bytes - tables == pytest.approx(80 * 855_638_016 * 6 / 8, rel=1e-6)
+    with pytest.raises(PlanError, match=r"cannot be met: .* 4\.25 bits a weight"):
+        planned(
+            "llama70b-int4", "quantization.method=mixed", search.replace("max_bits: 6", "max_size: 30GiB")
+        ).check()
+
+
+def test_a_pattern_that_matches_nothing_is_a_problem_of_the_plan():
+    with pytest.raises(PlanError, match="matches no linear"):
+        planned("llama70b-int4", 'quantization.overrides=[{modules: "*.fc1", method: fp8}]').check()
+
+
+def test_a_tied_table_is_told():
+    plan = planned("demo-int4")
+    assert (
+        any("lm_head is the embedding table" in note for note in plan.notes) == plan.spec.tie_word_embeddings
+    )

@@ -1,0 +1,158 @@
+"""What a recipe's quantization comes to for a model: the method of every linear, and why it cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from toolchain.data import load_table
+from toolchain.errors import PlanError
+from toolchain.model.families import layer_prefix, linear_groups, linear_kind, linear_kinds
+from toolchain.model.selection import choose
+from toolchain.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from toolchain.recipe.quantization import Quantization
+
+
+class Storage(NamedTuple):
+    """How one linear is quantized: a row of `data/formats.yaml`, and the group size if it has groups."""
+
+    method: str
+    group_size: int = 128
+
+    @property
+    def group(self) -> int | None:
+        """Input channels that share a scale; None where that is a row or the whole weight."""
+        group = load_table("formats")[self.method]["group"]
+        return self.group_size if group == "recipe" else group if isinstance(group, int) else None
+
+
+PLAIN = Storage("none")
+
+
+def storages(spec: ModelSpec, quant: Quantization, method: str) -> dict[str, Storage]:
+    """The storage of every linear by full name; `method` is that of linears which no override names.
+
+    Raises:
+        PlanError: a pattern that matches no linear, or names what is never quantized.
+    """
+    return choose(
+        spec,
+        Storage(method, quant.group_size),
+        PLAIN,
+        quant.exclude,
+        [
+            (override.modules, Storage(override.method, override.group_size or quant.group_size))
+            for override in quant.overrides
+        ],
+        PlanError,
+    )
+
+
+def defaults(quant: Quantization) -> tuple[str, ...]:
+    """The methods that a linear may get which no override names: the recipe's, or those of its search."""
+    return (quant.method,) if quant.search is None else quant.search.candidates
+
+
+def published_storage(described: Mapping[str, Any] | None) -> Storage:
+    """How the linears of a published checkpoint are stored, as far as its quantization_config says it."""
+    if not described:
+        return PLAIN
+    groups = described.get("config_groups")
+    group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    if isinstance(group, dict) and isinstance(group.get("weights"), dict):
+        described = dict(described) | group["weights"]
+    bits = described.get("num_bits", described.get("bits", described.get("w_bit")))
+    size = described.get("group_size", described.get("q_group_size"))
+    algos = {row["quant_algo"]: name for name, row in load_table("formats").items() if name != "none"}
+    algo = str(described.get("quant_algo"))
+    if algo in algos:
+        method = algos[algo]
+    elif described.get("quant_method") == "fp8" or described.get("type") == "float":
+        method = "nvfp4" if bits == 4 else "fp8"
+    else:
+        method = "int8_wo" if bits == 8 else "gptq"
+    return Storage(method, size if isinstance(size, int) and size > 0 else 128)
+
+
+def quantization_problems(spec: ModelSpec, quant: Quantization, flavour: str) -> list[PlanError]:
+    """Why the section cannot work for the model, whatever the GPU; empty when it can."""
+    problems = _source_problems(spec, quant)
+    found = [storages(spec, quant, method) for method in defaults(quant)]
+    problems += _group_problems(spec, found)
+    if flavour != "openvino":
+        problems += _fused_problems(spec, found[0])
+    calibration = quant.calibration if quant.calibrates else None
+    if calibration is not None and calibration.seq_len > spec.max_position_embeddings:
+        problems.append(
+            PlanError(
+                f"calibration sequences of {calibration.seq_len} tokens exceed the model's context of "
+                f"{spec.max_position_embeddings}",
+                where="quantization.calibration.seq_len",
+                fix=f"set it to {spec.max_position_embeddings} or less",
+            )
+        )
+    return problems
+
+
+def _source_problems(spec: ModelSpec, quant: Quantization) -> list[PlanError]:
+    if spec.quantization is None or not (quant.methods or quant.calibrates):
+        return []
+    form = spec.quantization.get("quant_method", "an unknown form")
+    return [
+        PlanError(
+            f"the model is quantized already ({form}), and would be quantized again",
+            where="quantization.method",
+            why="rounding what is rounded loses twice; no tool can undo the first time",
+            fix="name the unquantized model as model.source, or set quantization.method to none to take this "
+            "one as it is",
+        )
+    ]
+
+
+def _group_problems(spec: ModelSpec, found: list[dict[str, Storage]]) -> list[PlanError]:
+    """One error that names every kind of linear whose input channels the groups do not divide."""
+    shapes = linear_kinds(spec)
+    wrong: dict[str, None] = {}
+    for assigned in found:
+        for name, own in assigned.items():
+            kind = linear_kind(name.split(".", 3)[3])
+            columns = shapes[kind][1]
+            if own.group is not None and columns % own.group:
+                wrong[f"{kind} has {columns}, for {own.method} in groups of {own.group}"] = None
+    if not wrong:
+        return []
+    return [
+        PlanError(
+            "the groups do not divide the input channels: " + "; ".join(wrong),
+            where="quantization.group_size",
+            fix="choose a group size that divides them, or exclude these linears",
+        )
+    ]
+
+
+def _fused_problems(spec: ModelSpec, assigned: Mapping[str, Storage]) -> list[PlanError]:
+    """Linears that GPU runtimes compute as one, and that are to be stored in several ways."""
+    split: dict[str, None] = {}
+    for layer in range(spec.num_hidden_layers):
+        together: dict[str, list[str]] = {}
+        for group in linear_groups(spec, layer):
+            members = [f"{layer_prefix(layer)}{name}" for name in group.members]
+            together.setdefault(
+                "the experts" if group.expert is not None else " and ".join(group.members), []
+            ).extend(members)
+        for what, members in together.items():
+            if len({assigned[name] for name in members}) > 1:
+                split[what] = None
+    if not split:
+        return []
+    return [
+        PlanError(
+            f"overrides or exclusions split {', '.join(split)}",
+            where="quantization",
+            why="the GPU flavours compute them with one kernel, so they must be stored in one way",
+            fix="let the patterns match all of them, as *.self_attn.[qkv]_proj or *.mlp.*_proj do, or choose "
+            "engine.flavour openvino",
+        )
+    ]
