@@ -171,7 +171,7 @@ def active_width(spec: ModelSpec) -> int:
 
 
 def linear_kind(module: str) -> str:
-    """The name of a linear relative to its layer, with * for the number of an expert."""
+    """The name of a linear or of its tensor, with * for the number of an expert."""
     return _EXPERT_NUMBER.sub("*", module)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from toolchain.errors import UsageError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.config_json import read_json_object
-from toolchain.model.families import layer_prefix
+from toolchain.model.families import layer_prefix, linear_kind
 from toolchain.pipeline.artifact import Artifact
 
 _LAYER = re.compile(re.escape(layer_prefix(0)).replace("0", r"\d+"))
@@ -19,9 +19,9 @@ _LAYER = re.compile(re.escape(layer_prefix(0)).replace("0", r"\d+"))
 
 @dataclass(frozen=True)
 class TensorRow:
-    """Tensors of one kind: the same name in every layer, one dtype, one shape."""
+    """Tensors of one kind: the same name in every layer and expert, one dtype, one shape."""
 
-    name: str  # with * for the layer number
+    name: str  # with * for the numbers of layer and expert
     count: int
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ def inspect_checkpoint(directory: Path) -> CheckpointFacts:
     checkpoint = Checkpoint.open(directory)
     kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
     for name in checkpoint.names:
-        folded = _LAYER.sub(layer_prefix(0).replace("0", "*"), name)
+        folded = _LAYER.sub(layer_prefix(0).replace("0", "*"), linear_kind(name))
         kinds[folded, checkpoint.dtype(name), checkpoint.shape(name)].append(checkpoint.location(name).nbytes)
     return CheckpointFacts(
         directory,

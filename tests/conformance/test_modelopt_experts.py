@@ -1,0 +1,141 @@
+"""Experts against nvidia-modelopt itself: the names, shapes and exclusions of its FP8 export are ours.
+
+Of AWQ with experts there is no export to compare with: ModelOpt 0.47 stops at the experts that transformers 5
+fuses in memory, which `test_modelopt_has_no_awq_export_of_experts` watches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantize.awq_method import Awq
+from quantize.calibration import Calibration
+from quantize.driver import quantize_model
+from quantize.formats.base import FP8, LinearScheme
+from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint
+from quantize.linear import QuantizedLinear
+from quantize.selection import modules
+from toolchain.model.checkpoint import Checkpoint
+from toolchain.model.families import expected_tensors
+from toolchain.model.spec import load_spec
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed", exc_type=ImportError)
+pytest.importorskip("modelopt.torch", reason="nvidia-modelopt cannot be imported", exc_type=ImportError)
+
+pytestmark = pytest.mark.slow
+
+WIDTHS: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+QWEN = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+FAMILIES = {
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen2Moe": QWEN | {"shared_expert_intermediate_size": 256},
+    "Qwen3Moe": QWEN | {"head_dim": 32, "mlp_only_layers": [0]},
+}
+TOKENS = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(1))
+
+
+def tiny(family: str) -> Any:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**WIDTHS | FAMILIES[family])
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16).eval()
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+def export(model: Any, config: Any, directory: Path) -> Path:
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export import export_hf_checkpoint
+
+    model = mtq.quantize(model, config, lambda module: [module(row[None]) for row in TOKENS])
+    export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The directories of a source and of ModelOpt's FP8 export of it."""
+    import modelopt.torch.quantization as mtq
+
+    root = tmp_path_factory.mktemp(request.param)
+    model = tiny(request.param)
+    model.save_pretrained(root / "source")
+    return root / "source", export(model, mtq.FP8_DEFAULT_CFG, root / "theirs")
+
+
+def test_names_and_shapes_are_ours(exported: tuple[Path, Path]) -> None:
+    source, theirs = exported
+    spec = load_spec(source)
+    form, scheme, stored = FORMATS["modelopt"], LinearScheme(FP8), Checkpoint.open(theirs)
+    linears = modules(spec)[1]
+    weights = {f"{module}.weight" for module in linears}
+    expected = {name: shape for name, shape in expected_tensors(spec).items() if name not in weights}
+    for module in linears:
+        ours = form.linear_tensors(module, form.read_linear(stored, module, scheme), scheme)
+        for name, tensor in ours.items():
+            same = tensor.reshape(-1).view(torch.uint8), stored.read(name).reshape(-1).view(torch.uint8)
+            assert torch.equal(*same), name
+            expected[name] = tuple(tensor.shape)
+    assert {name: stored.shape(name) for name in stored.names} == expected
+
+
+def test_routers_are_excluded_in_the_same_words(exported: tuple[Path, Path]) -> None:
+    source, theirs = exported
+    description = json.loads((theirs / "hf_quant_config.json").read_text())["quantization"]
+    assert description["exclude_modules"] == modules(load_spec(source))[0]
+
+
+def test_weights_of_experts_are_read_as_what_they_were(exported: tuple[Path, Path]) -> None:
+    """Half a step of e4m3 is a sixteenth of the value, or of the step at its smallest exponent."""
+    source, theirs = exported
+    plain, quantized = Checkpoint.open(source), QuantizedCheckpoint.open(theirs)
+    for module in modules(load_spec(source))[1]:
+        linear = quantized.linear(module)
+        assert isinstance(linear, QuantizedLinear)
+        weight = plain.read(f"{module}.weight").float()
+        bound = weight.abs() / 16 + linear.scales.max() * 2**-10
+        assert ((linear.dequantize() - weight).abs() <= bound * 1.001).all(), module
+
+
+def test_our_checkpoint_names_the_same_modules(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    source, theirs = exported
+    calibration = Calibration("random", TOKENS, seed=0)
+    quantize_model(source, tmp_path / "ours", tmp_path / "work", method=Awq(), calibration=calibration)
+    names = [
+        {name.rpartition(".")[0] for name in Checkpoint.open(directory).names}
+        for directory in (tmp_path / "ours", theirs)
+    ]
+    assert names[0] == names[1]
+    excluded = [
+        json.loads((directory / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
+        for directory in (tmp_path / "ours", theirs)
+    ]
+    assert excluded[0] == excluded[1]
+
+
+def test_modelopt_has_no_awq_export_of_experts(tmp_path: Path) -> None:
+    """When this fails, compare AWQ as well: names, and whose pre_quant_scale is whose."""
+    import modelopt.torch.quantization as mtq
+
+    with pytest.raises(TypeError, match=r"QuantMixtralExperts.*has no len"):
+        export(tiny("Mixtral"), mtq.INT4_AWQ_CFG, tmp_path)
