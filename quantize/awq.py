@@ -17,13 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.integer import group_scales, in_groups, quantize_groups, round_to_grid, row_blocks
+from quantize.integer import Grid, GridSpec, encode_groups, fit_grid, in_groups, row_blocks, sampled_rows
 
 # Exponents are multiples of 1 / _STEPS.
 _STEPS = 20
 _CLIP_RATIOS = tuple(1.0 - 0.05 * step for step in range(10))
 # A channel that never fires, or always does, must not take the scale of the others out of range.
 _LARGEST_SCALE = 1e4
+# Output rows of each weight that the search for the scale looks at.
+_SEARCHED_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -42,28 +44,22 @@ class ScaleSearch:
 
 
 def search_scale(
-    weights: Sequence[Tensor],
-    magnitude_I: Tensor,
-    sketch_SI: Tensor,
-    group_size: int,
-    dtype: torch.dtype,
-    *,
-    bits: int = 4,
+    weights: Sequence[Tensor], magnitude_I: Tensor, sketch_SI: Tensor, spec: GridSpec
 ) -> ScaleSearch:
     """Find the factor of each input channel that loses least of the output of linears with one input.
 
-    The candidates are s = |x|^a and s = |x|^a / |w|^(1 - a), a in steps of 1/20; a = 0 is no scaling.
+    The candidates are s = |x|^a and s = |x|^a / |w|^(1 - a), a in steps of 1/20; a = 0 is no scaling. Of
+    linears with many outputs, a sample of the outputs decides.
 
     Args:
         weights: each [out, in]; the linears that read the same x, e.g. q, k and v.
         magnitude_I: float32 [in], the mean of |x|.
         sketch_SI: float32 [rows, in] with sketch^T sketch ~ X^T X.
-        group_size: consecutive input channels that share a scale.
-        dtype: the type whose values the group scales may take.
-        bits: width of a code.
+        spec: the grid that the weights will be rounded to.
     """
+    weights = [sampled_rows(weight_OI, _SEARCHED_ROWS) for weight_OI in weights]
     x_I = magnitude_I.float().clamp_min(1e-8)
-    w_I = _relative_magnitude(weights, group_size)
+    w_I = _relative_magnitude(weights, spec.group_size)
 
     def scale_of(step: int, duo: bool) -> Tensor:
         alpha = step / _STEPS
@@ -74,8 +70,7 @@ def search_scale(
     def evaluate(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
         """Fill in the errors of new choices; return the best so far."""
         new = [choice for choice in choices if choice not in errors and 0 <= choice[0] <= _STEPS]
-        candidates = [scale_of(*choice) for choice in new]
-        found = candidate_errors(weights, candidates, sketch_SI, group_size, dtype, bits)
+        found = candidate_errors(weights, [scale_of(*choice) for choice in new], sketch_SI, spec)
         errors.update(zip(new, found, strict=True))
         return min(errors, key=errors.__getitem__)
 
@@ -87,31 +82,24 @@ def search_scale(
 
 
 def candidate_errors(
-    weights: Sequence[Tensor],
-    candidates: Sequence[Tensor],
-    sketch_SI: Tensor,
-    group_size: int,
-    dtype: torch.dtype,
-    bits: int = 4,
+    weights: Sequence[Tensor], candidates: Sequence[Tensor], sketch_SI: Tensor, spec: GridSpec
 ) -> list[float]:
     """AWQ's objective, || (Q(W diag(s)) diag(s)^-1 - W) X^T ||^2 over all weights, for each s [in]."""
-    errors = torch.zeros(len(candidates), dtype=torch.float64)
+    errors = torch.zeros(len(candidates), dtype=torch.float64, device=sketch_SI.device)
     for index, scale_I in enumerate(candidates):
         # (D / s) S^T = D (S / s)^T, and the sketch is smaller than the weights: divide that.
         sketch_IS = (sketch_SI / scale_I).t()
         for weight_OI in weights:
             for rows_OI in row_blocks(weight_OI):
-                groups_OGI = in_groups(rows_OI * scale_I, group_size)
-                scales_OG = group_scales(groups_OGI.abs().amax(dim=2), bits, dtype)
-                change_OGI = round_to_grid(groups_OGI, scales_OG, bits).sub_(groups_OGI)
+                groups_OGI = in_groups(rows_OI * scale_I, spec.group_size)
+                grid = spec.grid(*spec.extents(groups_OGI)).each()
+                change_OGI = grid.nearest(groups_OGI).sub_(groups_OGI)
                 change_OS = (change_OGI.flatten(1) @ sketch_IS).flatten()
                 errors[index] += change_OS.dot(change_OS)
-    return [float(error) for error in errors]
+    return [float(error) for error in errors.tolist()]
 
 
-def search_clip(
-    weight_OI: Tensor, blocks_GII: Tensor, group_size: int, dtype: torch.dtype, *, bits: int = 4
-) -> Tensor:
+def search_clip(weight_OI: Tensor, blocks_GII: Tensor, spec: GridSpec) -> Tensor:
     """Find how much of its range each group should keep.
 
     The loss of a group is e^T G_bb e, e being what rounding does to the group and G_bb its block of
@@ -120,16 +108,14 @@ def search_clip(
     Args:
         weight_OI: [out, in], already scaled.
         blocks_GII: float32 [in / group_size, group_size, group_size], of the inputs divided by the scale.
-        group_size: consecutive input channels that share a scale.
-        dtype: the type whose values the group scales may take.
-        bits: width of a code.
+        spec: the grid that the weight will be rounded to.
 
     Returns:
         float32 [out, in / group_size], between 0.55 and 1.
     """
     return torch.cat(
         [
-            _clip_of_rows(in_groups(rows_OI, group_size), blocks_GII, dtype, bits)
+            _clip_of_rows(in_groups(rows_OI, spec.group_size), blocks_GII, spec)
             for rows_OI in row_blocks(weight_OI)
         ]
     )
@@ -148,13 +134,46 @@ def absorb(vector_I: Tensor, scale_I: Tensor) -> tuple[Tensor, Tensor]:
     folded_I = (vector_I.double() / scale_I.double()).to(vector_I.dtype)
     usable_I = folded_I.isfinite() & (folded_I.abs() >= torch.finfo(vector_I.dtype).tiny)
     folded_I = torch.where(usable_I, folded_I, vector_I)
-    effective_I = torch.where(usable_I, vector_I.double() / folded_I.double(), torch.ones(()).double())
+    effective_I = torch.where(usable_I, vector_I.double() / folded_I.double(), 1.0)
     return folded_I, effective_I.float()
+
+
+def scaled_grid(
+    scaled_OI: Tensor, scale_I: Tensor, blocks_GII: Tensor | None, spec: GridSpec
+) -> tuple[Grid, Tensor | None]:
+    """The grid of W diag(s), and the clip ratios found.
+
+    Args:
+        scaled_OI: float32 [out, in], W diag(s).
+        scale_I: float32 [in].
+        blocks_GII: the diagonal blocks of X^T X of inputs that were not divided by the scale; None leaves out
+            the clip search.
+        spec: the kind of grid.
+    """
+    if blocks_GII is None:
+        return fit_grid(scaled_OI, spec), None
+    scale_GI = scale_I.view(-1, spec.group_size)
+    scaled_blocks_GII = blocks_GII / (scale_GI.unsqueeze(1) * scale_GI.unsqueeze(2))
+    ratios_OG = search_clip(scaled_OI, scaled_blocks_GII, spec)
+    return fit_grid(scaled_OI, spec, ratios_OG), ratios_OG
+
+
+def quantize_scaled(
+    weight_OI: Tensor, scale_I: Tensor, blocks_GII: Tensor | None, spec: GridSpec
+) -> tuple[Tensor, Grid, Tensor | None]:
+    """Round W diag(s) to the nearest codes, with the clip search when `blocks_GII` is given.
+
+    Returns:
+        codes int8 or uint8 [out, in], the grid [out, in / group_size], and the clip ratios, same shape.
+    """
+    scaled_OI = weight_OI.float() * scale_I
+    grid, ratios = scaled_grid(scaled_OI, scale_I, blocks_GII, spec)
+    return encode_groups(scaled_OI, grid), grid, ratios
 
 
 def _relative_magnitude(weights: Sequence[Tensor], group_size: int) -> Tensor:
     """float32 [in]: the mean over all output rows of |w| relative to the largest |w| of its group."""
-    total_I = torch.zeros(weights[0].shape[1])
+    total_I = torch.zeros(weights[0].shape[1], device=weights[0].device)
     for weight_OI in weights:
         for rows_OI in row_blocks(weight_OI):
             groups_OGI = in_groups(rows_OI.abs(), group_size)
@@ -169,40 +188,16 @@ def _centred(scale_I: Tensor) -> Tensor:
     return scale_I.clamp_(1 / _LARGEST_SCALE, _LARGEST_SCALE)
 
 
-def _clip_of_rows(groups_OGI: Tensor, blocks_GII: Tensor, dtype: torch.dtype, bits: int) -> Tensor:
+def _clip_of_rows(groups_OGI: Tensor, blocks_GII: Tensor, spec: GridSpec) -> Tensor:
     """`search_clip` for some rows, [out, groups, group_size]."""
-    amax_OG = groups_OGI.abs().amax(dim=2)
-    best_OG = torch.full_like(amax_OG, torch.inf)
-    ratio_OG = torch.ones_like(amax_OG)
+    low_OG, high_OG = spec.extents(groups_OGI)
+    best_OG = torch.full_like(high_OG, torch.inf)
+    ratio_OG = torch.ones_like(high_OG)
     for ratio in _CLIP_RATIOS:
-        scales_OG = group_scales(amax_OG * ratio, bits, dtype)
-        change_GOI = round_to_grid(groups_OGI, scales_OG, bits).sub_(groups_OGI).transpose(0, 1)
+        grid = spec.grid(low_OG * ratio, high_OG * ratio).each()
+        change_GOI = grid.nearest(groups_OGI).sub_(groups_OGI).transpose(0, 1)
         loss_OG = (torch.bmm(change_GOI, blocks_GII) * change_GOI).sum(dim=2).t()
         better_OG = loss_OG < best_OG
         best_OG = torch.where(better_OG, loss_OG, best_OG)
-        ratio_OG = torch.where(better_OG, torch.full_like(ratio_OG, ratio), ratio_OG)
+        ratio_OG = torch.where(better_OG, ratio, ratio_OG)
     return ratio_OG
-
-
-def quantize_scaled(
-    weight_OI: Tensor,
-    scale_I: Tensor,
-    blocks_GII: Tensor | None,
-    group_size: int,
-    *,
-    bits: int = 4,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Quantize W diag(s), with the clip search when `blocks_GII`, the diagonal blocks of X^T X, is given.
-
-    The group scales are values of the weight's dtype.
-
-    Returns:
-        codes int8 [out, in], scales float32 [out, in / group_size], and the clip ratios, same shape.
-    """
-    dtype, scaled_OI = weight_OI.dtype, weight_OI.float() * scale_I
-    ratios = None
-    if blocks_GII is not None:
-        scale_GI = scale_I.view(-1, group_size)
-        scaled_blocks_GII = blocks_GII / (scale_GI.unsqueeze(1) * scale_GI.unsqueeze(2))
-        ratios = search_clip(scaled_OI, scaled_blocks_GII, group_size, dtype, bits=bits)
-    return (*quantize_groups(scaled_OI, group_size, dtype, bits=bits, ratios=ratios), ratios)

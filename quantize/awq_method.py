@@ -12,6 +12,7 @@ import torch
 from quantize.awq import absorb, candidate_errors, quantize_scaled, search_scale
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
 from quantize.formats.base import W4A16_AWQ, LinearScheme
+from quantize.integer import GridSpec
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import InputStatistics
 
@@ -21,20 +22,22 @@ _LARGEST_POWER = 8
 
 @dataclass(frozen=True)
 class Awq:
-    """4-bit weights, symmetric, in groups; 16-bit activations.
+    """4-bit weights in groups; 16-bit activations.
 
     Args:
         group_size: consecutive input channels that share a scale.
         clip: whether to search for each group's range.
+        symmetric: whether codes are signed; else each group has a zero point.
     """
 
     group_size: int = 128
     clip: bool = True
+    symmetric: bool = True
 
     @property
     def scheme(self) -> LinearScheme:
         """The stored form."""
-        return LinearScheme(W4A16_AWQ, self.group_size)
+        return LinearScheme(W4A16_AWQ, self.group_size, zero_point=not self.symmetric)
 
     def parameters(self) -> dict[str, Any]:
         """The recipe's part of the fingerprint."""
@@ -55,18 +58,24 @@ class Awq:
 
     def fold(self, group: Group, statistics: InputStatistics) -> Scaling | None:
         """As in `Folding`."""
-        return exact_scaling(group, statistics)
+        return exact_scaling(group, statistics, grid_spec(group, self.group_size, self.symmetric))
 
     def _candidates(self, group: Group, statistics: InputStatistics) -> Iterator[Candidate]:
-        nearest = partial(quantize_scaled, blocks_GII=None, group_size=self.group_size)
+        spec = grid_spec(group, self.group_size, self.symmetric)
+        nearest = partial(quantize_scaled, blocks_GII=None, spec=spec)
         yield Candidate(unscaled(group), nearest)
-        scaling = searched_scaling(group, statistics)
+        scaling = searched_scaling(group, statistics, spec)
         yield Candidate(scaling, nearest)
         if self.clip:
             yield Candidate(scaling, partial(nearest, blocks_GII=statistics.blocks))
 
 
-def searched_scaling(group: Group, statistics: InputStatistics) -> Scaling:
+def grid_spec(group: Group, group_size: int, symmetric: bool) -> GridSpec:
+    """The 4-bit grid of a group's weights, with scales in their dtype."""
+    return GridSpec(group_size, next(iter(group.weights.values())).dtype, symmetric=symmetric)
+
+
+def searched_scaling(group: Group, statistics: InputStatistics, spec: GridSpec) -> Scaling:
     """AWQ's scale of a group's input, put where the group has a place for it; none where there is none.
 
     It goes into the norm before the group. Where there is no norm (o_proj, down_proj) it becomes the
@@ -77,27 +86,23 @@ def searched_scaling(group: Group, statistics: InputStatistics) -> Scaling:
     target = group.norm if group.norm is not None else plain.pre_quant_scale
     if target is None or (group.norm is None and group.shared_scale):
         return plain
-    weights = list(group.weights.values())
-    search = search_scale(
-        weights, statistics.magnitude, statistics.sketch, statistics.group_size, weights[0].dtype
-    )
+    search = search_scale(list(group.weights.values()), statistics.magnitude, statistics.sketch, spec)
     folded, scale_I = absorb(target, search.scale)
     if group.norm is not None:
         return Scaling(scale_I, norm=folded, alpha=search.alpha, duo=search.duo)
     return Scaling(scale_I, pre_quant_scale=folded, alpha=search.alpha, duo=search.duo)
 
 
-def exact_scaling(group: Group, statistics: InputStatistics) -> Scaling | None:
+def exact_scaling(group: Group, statistics: InputStatistics, spec: GridSpec) -> Scaling | None:
     """AWQ's scale for the norm of a group in powers of two: no product or quotient with it is rounded.
 
     None where the weights round as well without.
     """
-    weights = list(group.weights.values())
-    dtype, group_size, sketch_SI = weights[0].dtype, statistics.group_size, statistics.sketch
-    search = search_scale(weights, statistics.magnitude, sketch_SI, group_size, dtype)
+    weights, sketch_SI = list(group.weights.values()), statistics.sketch
+    search = search_scale(weights, statistics.magnitude, sketch_SI, spec)
     scale_I = torch.exp2(search.scale.log2().round().clamp(-_LARGEST_POWER, _LARGEST_POWER))
     choices = [torch.ones_like(scale_I), scale_I]
-    plain, scaled = candidate_errors(weights, choices, sketch_SI, group_size, dtype)
+    plain, scaled = candidate_errors(weights, choices, sketch_SI, spec)
     if group.norm is None or not scaled < plain:
         return None
     folded_I, effective_I = absorb(group.norm, scale_I)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from quantize.formats.base import LinearScheme
+from quantize.integer import Grid, sampled_rows
 from quantize.linear import QuantizedLinear
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import InputStatistics
+
+# Output rows of each weight by which candidates are judged.
+_JUDGED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -59,46 +63,50 @@ class Candidate:
 
     Args:
         scaling: what its weights are multiplied by.
-        round: (weight [out, in], scale [in]) to codes int8 [out, in] of the scaled weight, scales float32
-            [out, in / group_size], and the clip ratios of the same shape, None where nothing is clipped.
+        round: (weight [out, in], scale [in]) to the codes [out, in] of the scaled weight, their grid [out,
+            in / group_size], and the clip ratios of the same shape, None where nothing is clipped.
     """
 
     scaling: Scaling
-    round: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+    round: Callable[[Tensor, Tensor], tuple[Tensor, Grid, Tensor | None]]
 
 
 def unscaled(group: Group) -> Scaling:
     """No scaling, stored as ones where the form wants a scale."""
     weight_OI = next(iter(group.weights.values()))
-    ones_I = torch.ones(weight_OI.shape[1])
+    ones_I = torch.ones(weight_OI.shape[1], device=weight_OI.device)
     return Scaling(ones_I, pre_quant_scale=ones_I.to(weight_OI.dtype) if group.pre_quant_scale else None)
 
 
 def best_of(group: Group, statistics: InputStatistics, candidates: Iterable[Candidate]) -> QuantizedGroup:
     """Quantize the group in every way and keep that of the least output error, the first of equals.
 
-    The searches within each candidate minimize a part of the error; what counts is the error of the whole.
-    The first candidate is plain rounding, which the report compares with.
+    The searches within each candidate minimize a part of the error; what counts is the error of the whole, of
+    a sample of the outputs where there are many. The first candidate is plain rounding, which the report
+    compares with.
     """
     best: QuantizedGroup | None = None
     least = torch.inf
     rounded: dict[str, float] = {}
-    whole = {name: _output_energy(weight_OI.float(), statistics) for name, weight_OI in group.weights.items()}
+    samples = {name: sampled_rows(weight_OI, _JUDGED_ROWS) for name, weight_OI in group.weights.items()}
+    whole = {name: _output_energy(rows_OI.float(), statistics) for name, rows_OI in samples.items()}
     for candidate in candidates:
         scaling = candidate.scaling
         linears, errors, clips = {}, {}, {}
         for name, weight_OI in group.weights.items():
-            codes_OI, scales_OG, ratios_OG = candidate.round(weight_OI, scaling.scale)
-            ideal = QuantizedLinear(codes_OI, scales_OG, bits=4, pre_quant_scale=1 / scaling.scale)
-            errors[name] = _output_energy(ideal.dequantize().sub_(weight_OI), statistics)
-            clips[name] = 1.0 if ratios_OG is None else round(float(ratios_OG.mean()), 4)
-            linears[name] = QuantizedLinear(
+            codes_OI, grid, ratios_OG = candidate.round(weight_OI, scaling.scale)
+            linear = QuantizedLinear(
                 codes_OI,
-                scales_OG,
-                bits=4,
+                grid.scales,
+                bits=grid.bits,
+                zero_points=grid.zero_points,
                 pre_quant_scale=scaling.pre_quant_scale,
                 bias=group.biases.get(name),
             )
+            ideal = replace(_sampled(linear), pre_quant_scale=1 / scaling.scale)
+            errors[name] = _output_energy(ideal.dequantize().sub_(samples[name]), statistics)
+            clips[name] = 1.0 if ratios_OG is None else round(float(ratios_OG.mean()), 4)
+            linears[name] = linear
         rounded = rounded or errors
         total = sum(errors.values())
         if best is not None and not total < least:
@@ -117,6 +125,17 @@ def best_of(group: Group, statistics: InputStatistics, candidates: Iterable[Cand
         best = QuantizedGroup(linears, scaling.norm, report)
     assert best is not None, "no candidates"
     return best
+
+
+def _sampled(linear: QuantizedLinear) -> QuantizedLinear:
+    """The rows of a linear that are judged."""
+    zeros = linear.zero_points
+    return replace(
+        linear,
+        codes=sampled_rows(linear.codes, _JUDGED_ROWS),
+        scales=sampled_rows(linear.scales, _JUDGED_ROWS),
+        zero_points=None if zeros is None else sampled_rows(zeros, _JUDGED_ROWS),
+    )
 
 
 def _output_energy(matrix_OI: Tensor, statistics: InputStatistics) -> float:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.integer import grid_codes
+from quantize.integer import Grid
 from toolchain.errors import QuantizeError
 
-# Columns that are rounded one by one before their effect on all others is computed in one product.
+# Columns that are rounded before their effect on all others is computed in one product; and within these.
 _BLOCK = 128
+_INNER = 16
 # float32 can make the Gram matrix of few tokens indefinite, by less than its mean diagonal: then damp more.
 _MORE_DAMP = (0.0, 0.01, 0.1, 1.0)
 
@@ -58,7 +59,8 @@ def error_feedback(gram_II: Tensor, scale_I: Tensor, *, damp: float, act_order: 
     """
     energy_I = gram_II.diagonal() / scale_I.square()
     if energy_I.isfinite().all():
-        order_I = energy_I.argsort(stable=True) if act_order else torch.arange(len(energy_I) - 1, -1, -1)
+        descending_I = torch.arange(len(energy_I) - 1, -1, -1, device=energy_I.device)
+        order_I = energy_I.argsort(stable=True) if act_order else descending_I
         # A mean of 1 keeps clear of the ends of float32. Inputs that are all 0 stay 0.
         mean = float(energy_I.double().mean()) or 1.0
         unit_I = (scale_I[order_I].double() * mean**0.5).float()
@@ -76,39 +78,70 @@ def error_feedback(gram_II: Tensor, scale_I: Tensor, *, damp: float, act_order: 
     )
 
 
-def round_with_feedback(weight_OI: Tensor, scales_OG: Tensor, feedback: Feedback, *, bits: int = 4) -> Tensor:
+def round_with_feedback(weight_OI: Tensor, grid: Grid, feedback: Feedback) -> Tensor:
     """Choose codes on a given grid such that the errors of columns make up for each other.
 
-    The scales belong to groups of columns in their stored order, whatever the order of rounding: no index
+    The grid belongs to groups of columns in their stored order, whatever the order of rounding: no index
     of groups has to be stored.
 
     Args:
         weight_OI: [out, in].
-        scales_OG: float32 [out, in / group_size].
+        grid: [out, in / group_size].
         feedback: of the same inputs.
-        bits: width of a code.
 
     Returns:
-        codes int8 [out, in].
+        codes [out, in], int8, or uint8 for a grid with zero points.
     """
-    group_size = weight_OI.shape[1] // scales_OG.shape[1]
+    group_size = weight_OI.shape[1] // grid.scales.shape[1]
     order_I, factor_II = feedback.order, feedback.factor
     # Columns as rows, so that each is contiguous.
-    weight_IO = weight_OI.float().t()[order_I]
-    scales_GO = scales_OG.t().contiguous()
-    groups = (order_I // group_size).tolist()
-    codes_IO = torch.empty(weight_IO.shape, dtype=torch.int8)
+    weight_IO = weight_OI.float().t().index_select(0, order_I)
+    group_I = order_I // group_size
+    codes_IO = grid.stored(torch.empty_like(weight_IO))
     change_IO = torch.empty_like(weight_IO)  # E = W - Q, of the columns that have been rounded
-    for end in range(len(groups), 0, -_BLOCK):
+    round_block = _round_block_cuda if weight_IO.is_cuda else _round_block
+    for end in range(len(order_I), 0, -_BLOCK):
         begin = max(0, end - _BLOCK)
-        wanted_IO = torch.addmm(weight_IO[begin:end], factor_II[end:, begin:end].t(), change_IO[end:])
-        for column in range(end - 1, begin - 1, -1):
-            later = slice(column + 1, end)
-            wanted_O = wanted_IO[column - begin].addmv_(change_IO[later].t(), factor_II[later, column])
-            scale_O = scales_GO[groups[column]]
-            code_O = grid_codes(wanted_O, scale_O, bits)
-            codes_IO[column] = code_O
-            torch.addcmul(weight_IO[column], code_O, scale_O, value=-1, out=change_IO[column])
-    codes_OI = torch.empty(weight_OI.shape, dtype=torch.int8)
+        block = slice(begin, end)
+        wanted_IO = torch.addmm(weight_IO[block], factor_II[end:, block].t(), change_IO[end:])
+        round_block(
+            wanted_IO,
+            weight_IO[block],
+            grid.of_columns(group_I[block]),
+            factor_II[block, block],
+            codes_IO[block],
+            change_IO[block],
+        )
+    codes_OI = torch.empty_like(codes_IO.t(), memory_format=torch.contiguous_format)
     codes_OI[:, order_I] = codes_IO.t()
     return codes_OI
+
+
+def _round_block(
+    wanted_IO: Tensor, weight_IO: Tensor, grid: Grid, factor_II: Tensor, codes_IO: Tensor, change_IO: Tensor
+) -> None:
+    """Round a block of columns, [block, out], from the last to the first; fill in codes and change.
+
+    Smaller blocks within it keep most of the work in matrix products.
+    """
+    for end in range(len(wanted_IO), 0, -_INNER):
+        begin = max(0, end - _INNER)
+        inner = slice(begin, end)
+        torch.addmm(wanted_IO[inner], factor_II[end:, inner].t(), change_IO[end:], out=wanted_IO[inner])
+        for column in range(end - 1, begin - 1, -1):
+            later = slice(column + 1, end)
+            wanted_O = wanted_IO[column].addmv_(change_IO[later].t(), factor_II[later, column])
+            zeros = None if grid.zero_points is None else grid.zero_points[column]
+            own = Grid(grid.scales[column], zeros, grid.bits)
+            code_O = own.encode(wanted_O)
+            codes_IO[column] = code_O
+            torch.sub(weight_IO[column], own.decode(code_O), out=change_IO[column])
+
+
+def _round_block_cuda(
+    wanted_IO: Tensor, weight_IO: Tensor, grid: Grid, factor_II: Tensor, codes_IO: Tensor, change_IO: Tensor
+) -> None:
+    """`_round_block` as one kernel: thousands of small ones would leave the GPU idle."""
+    from quantize.gptq_kernel import round_block
+
+    round_block(wanted_IO, weight_IO, grid, factor_II, codes_IO, change_IO)

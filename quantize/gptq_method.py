@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantize.awq import quantize_scaled
-from quantize.awq_method import exact_scaling, searched_scaling
+from quantize.awq import quantize_scaled, scaled_grid
+from quantize.awq_method import exact_scaling, grid_spec, searched_scaling
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
 from quantize.formats.base import W4A16_AWQ, LinearScheme
 from quantize.gptq import Feedback, error_feedback, round_with_feedback
+from quantize.integer import Grid, GridSpec
 from quantize.method import Group, QuantizedGroup
 from quantize.statistics import GramStatistics, InputStatistics
 
 
 @dataclass(frozen=True)
 class Gptq:
-    """4-bit weights, symmetric, in groups, rounded with error feedback; 16-bit activations.
+    """4-bit weights in groups, rounded with error feedback; 16-bit activations.
 
     The stored form is AWQ's, with a scale of ones where it wants one.
 
@@ -30,17 +31,19 @@ class Gptq:
         clip: whether to search for each group's range.
         act_order: whether the columns of the largest inputs are rounded first.
         damp: what is added to the diagonal of the Gram matrix, as a part of its mean.
+        symmetric: whether codes are signed; else each group has a zero point.
     """
 
     group_size: int = 128
     clip: bool = True
     act_order: bool = True
     damp: float = 0.01
+    symmetric: bool = True
 
     @property
     def scheme(self) -> LinearScheme:
         """The stored form."""
-        return LinearScheme(W4A16_AWQ, self.group_size)
+        return LinearScheme(W4A16_AWQ, self.group_size, zero_point=not self.symmetric)
 
     def parameters(self) -> dict[str, Any]:
         """The recipe's part of the fingerprint."""
@@ -57,18 +60,17 @@ class Gptq:
 
     def quantize(self, group: Group, statistics: GramStatistics) -> QuantizedGroup:
         """Round with feedback; never worse than plain rounding on the statistics."""
-        return best_of(group, statistics.inputs, self.candidates(group, statistics, unscaled(group)))
+        spec = grid_spec(group, self.group_size, self.symmetric)
+        return best_of(group, statistics.inputs, self.candidates(spec, group, statistics, unscaled(group)))
 
-    def candidates(self, group: Group, statistics: GramStatistics, scaling: Scaling) -> Iterator[Candidate]:
+    def candidates(
+        self, spec: GridSpec, group: Group, statistics: GramStatistics, scaling: Scaling
+    ) -> Iterator[Candidate]:
         """Plain rounding, and rounding with feedback of the weights scaled by `scaling`."""
-        yield Candidate(
-            unscaled(group), partial(quantize_scaled, blocks_GII=None, group_size=self.group_size)
-        )
+        yield Candidate(unscaled(group), partial(quantize_scaled, blocks_GII=None, spec=spec))
         feedback = error_feedback(statistics.gram, scaling.scale, damp=self.damp, act_order=self.act_order)
-        round_weight = partial(_round, feedback=feedback, group_size=self.group_size)
-        yield Candidate(scaling, partial(round_weight, blocks_GII=None))
-        if self.clip:
-            yield Candidate(scaling, partial(round_weight, blocks_GII=statistics.inputs.blocks))
+        blocks_GII = statistics.inputs.blocks if self.clip else None
+        yield Candidate(scaling, partial(_round, feedback=feedback, blocks_GII=blocks_GII, spec=spec))
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,21 @@ class AwqGptq:
 
     def fold(self, group: Group, statistics: InputStatistics) -> Scaling | None:
         """As in `Folding`."""
-        return exact_scaling(group, statistics)
+        spec = grid_spec(group, self.rounding.group_size, self.rounding.symmetric)
+        return exact_scaling(group, statistics, spec)
 
     def quantize(self, group: Group, statistics: GramStatistics) -> QuantizedGroup:
         """Search the scale as AWQ does, and round with feedback; never worse than plain rounding."""
-        scaling = searched_scaling(group, statistics.inputs)
-        candidates = self.rounding.candidates(group, statistics, scaling)
+        spec = grid_spec(group, self.rounding.group_size, self.rounding.symmetric)
+        scaling = searched_scaling(group, statistics.inputs, spec)
+        candidates = self.rounding.candidates(spec, group, statistics, scaling)
         return best_of(group, statistics.inputs, candidates)
 
 
 def _round(
-    weight_OI: Tensor, scale_I: Tensor, *, blocks_GII: Tensor | None, group_size: int, feedback: Feedback
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    weight_OI: Tensor, scale_I: Tensor, *, blocks_GII: Tensor | None, spec: GridSpec, feedback: Feedback
+) -> tuple[Tensor, Grid, Tensor | None]:
     """`quantize_scaled` with the codes chosen by feedback."""
-    _, scales_OG, ratios_OG = quantize_scaled(weight_OI, scale_I, blocks_GII, group_size)
-    codes_OI = round_with_feedback(weight_OI.float() * scale_I, scales_OG, feedback)
-    return codes_OI, scales_OG, ratios_OG
+    scaled_OI = weight_OI.float() * scale_I
+    grid, ratios = scaled_grid(scaled_OI, scale_I, blocks_GII, spec)
+    return round_with_feedback(scaled_OI, grid, feedback), grid, ratios

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from quantize.awq import absorb, search_scale
 from quantize.awq_method import Awq
+from quantize.integer import GridSpec
 from quantize.method import Group
 from quantize.statistics import CPU, InputStatistics
 
@@ -86,8 +87,7 @@ def test_folding_is_exact_in_exact_arithmetic() -> None:
         list(group.weights.values()),
         observed((normed * group.norm).float()).magnitude,
         observed((normed * group.norm).float()).sketch,
-        GROUP,
-        torch.bfloat16,
+        GridSpec(GROUP, torch.bfloat16),
     )
     folded, scale = absorb(group.norm, search.scale)
     assert not torch.equal(folded, group.norm)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantize.gptq import error_feedback, round_with_feedback
-from quantize.integer import quantize_groups
+from quantize.integer import Grid, GridSpec, encode_groups, fit_grid, quantize_groups
 from toolchain.errors import QuantizeError
 
 DAMP = 0.01
@@ -23,7 +23,7 @@ def gptq(
     weight: torch.Tensor, gram: torch.Tensor, scales: torch.Tensor, *, act_order: bool = True
 ) -> torch.Tensor:
     feedback = error_feedback(gram, torch.ones(gram.shape[0]), damp=DAMP, act_order=act_order)
-    return round_with_feedback(weight, scales, feedback)
+    return round_with_feedback(weight, Grid(scales, None, 4), feedback)
 
 
 def textbook(
@@ -83,7 +83,7 @@ def test_a_scale_of_the_inputs_enters_as_if_they_had_been_divided() -> None:
     scale = torch.linspace(0.25, 4, 64)
     _, scales = quantize_groups(weight * scale, 32, torch.bfloat16)
     feedback = error_feedback(gram, scale, damp=DAMP, act_order=True)
-    codes = round_with_feedback(weight * scale, scales, feedback)
+    codes = round_with_feedback(weight * scale, Grid(scales, None, 4), feedback)
     expected = textbook(weight * scale, gram / torch.outer(scale, scale), scales, act_order=True)
     assert (codes == expected).float().mean() > 0.99
 
@@ -138,7 +138,7 @@ def test_few_tokens_are_no_obstacle(damp: float) -> None:
     codes, scales = quantize_groups(weight, 64, torch.bfloat16)
     feedback = error_feedback(x.t() @ x, torch.ones(256), damp=damp, act_order=True)
     assert bool(feedback.factor.isfinite().all())
-    found = round_with_feedback(weight, scales, feedback)
+    found = round_with_feedback(weight, Grid(scales, None, 4), feedback)
     assert loss(found, scales, weight, x.t() @ x) < loss(codes, scales, weight, x.t() @ x)
 
 
@@ -154,3 +154,19 @@ def test_squares_beyond_float32_are_an_error() -> None:
     gram[3, 3] = torch.inf
     with pytest.raises(QuantizeError, match="squares of the calibration inputs exceed float32"):
         gptq(weight, gram, torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_grid_with_zero_points_is_rounded_to_with_feedback_too(bits: int) -> None:
+    weight, gram = problem(11, rows=24, columns=160)
+    weight += 0.5
+    grid = fit_grid(weight, GridSpec(32, torch.float32, bits=bits, symmetric=False))
+    assert grid.zero_points is not None
+    feedback = error_feedback(gram, torch.ones(160), damp=DAMP, act_order=True)
+    losses = []
+    for codes in (encode_groups(weight, grid), round_with_feedback(weight, grid, feedback)):
+        assert codes.dtype == torch.uint8
+        assert int(codes.max()) < 2**bits
+        zeros = grid.zero_points.repeat_interleave(32, dim=1)
+        losses.append(loss(codes.float() - zeros, grid.scales, weight, gram))
+    assert losses[1] < 0.6 * losses[0]

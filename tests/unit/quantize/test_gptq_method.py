@@ -109,6 +109,7 @@ def test_parameters_tell_the_methods_apart() -> None:
         "clip": True,
         "act_order": True,
         "damp": 0.01,
+        "symmetric": True,
     }
     assert AwqGptq(Gptq(64)).parameters() == Gptq(64).parameters() | {"method": "awq_gptq"}
     assert AwqGptq(Gptq(64)).scheme.group_size == 64

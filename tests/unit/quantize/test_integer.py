@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantize.integer import group_scales, quantize_groups
+from quantize.integer import (
+    GridSpec,
+    encode_groups,
+    fit_grid,
+    group_scales,
+    quantize_groups,
+    sampled_rows,
+)
 from quantize.linear import QuantizedLinear
 
 WEIGHTS = arrays("float32", (6, 16), elements=st.floats(-1e4, 1e4, width=32))
@@ -45,3 +52,34 @@ def test_clipping_narrows_the_range() -> None:
     codes, scales = quantize_groups(weight, 4, torch.float32, ratios=torch.tensor([[0.5]]))
     assert scales.item() == pytest.approx(0.5 / 7)
     assert codes.tolist() == [[7, 1, 1, 1]]
+
+
+@given(WEIGHTS, DTYPES, st.sampled_from([4, 8, 16]), st.sampled_from([4, 8]))
+def test_zero_points_cover_the_range_of_each_group(
+    values: object, dtype: torch.dtype, group_size: int, bits: int
+) -> None:
+    weight = torch.tensor(values)
+    grid = fit_grid(weight, GridSpec(group_size, dtype, bits, symmetric=False))
+    codes = encode_groups(weight, grid)
+    assert codes.dtype == torch.uint8
+    zeros = grid.zero_points
+    assert zeros is not None
+    assert torch.equal(zeros, zeros.round())
+    assert bool(((zeros >= 0) & (zeros < 2**bits)).all())
+    assert torch.equal(grid.scales, grid.scales.to(dtype).float())
+    linear = QuantizedLinear(codes, grid.scales, bits=bits, zero_points=zeros)
+    error = (linear.dequantize(torch.float64) - weight).abs()
+    # A step at the most, since the zero point is rounded as well, and what rounding the scale takes away.
+    slack = 2**bits * torch.finfo(dtype).eps
+    assert bool((error <= grid.scales.repeat_interleave(group_size, dim=1) * (1 + slack)).all())
+    # Zero is on the grid: a weight that is 0 stays 0.
+    assert bool((linear.dequantize()[weight == 0] == 0).all())
+
+
+def test_a_sample_of_rows_is_always_the_same() -> None:
+    matrix = torch.arange(100).view(50, 2)
+    drawn = sampled_rows(matrix, 10)
+    assert drawn.shape == (10, 2)
+    assert len(drawn[:, 0].unique()) == 10
+    assert torch.equal(drawn, sampled_rows(matrix, 10))
+    assert sampled_rows(matrix, 50) is matrix

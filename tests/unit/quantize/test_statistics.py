@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from quantize.statistics import GramStatistics, InputStatistics
@@ -30,6 +31,22 @@ def test_the_sketch_preserves_output_errors() -> None:
     assert abs(float(sketched / exact) - 1) < 0.05
 
 
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_the_gram_matrix_of_few_channels_is_exact_too(columns: int) -> None:
+    x = torch.randn(20, columns, generator=torch.Generator().manual_seed(5))
+    statistics = GramStatistics(columns, columns, seed=0)
+    statistics.update(x)
+    torch.testing.assert_close(statistics.gram, x.t() @ x)
+
+
+def test_the_sketch_is_of_rows_however_they_come() -> None:
+    x = torch.randn(1700, 8, generator=torch.Generator().manual_seed(6))
+    whole, parts = observed(x, 4), InputStatistics(8, 4, seed=3)
+    for part in x.split([1, 511, 600, 588]):
+        parts.update(part)
+    torch.testing.assert_close(parts.sketch, whole.sketch)
+
+
 def test_a_seed_gives_one_sketch() -> None:
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(2))
     assert torch.equal(observed(x, 4, batches=2).sketch, observed(x, 4, batches=2).sketch)
@@ -42,5 +59,6 @@ def test_the_gram_matrix_is_exact_and_leaves_the_inputs_alone() -> None:
     for batch in x.chunk(3):
         statistics.update(batch)
     torch.testing.assert_close(statistics.gram, x.float().t() @ x.float())
+    assert torch.equal(statistics.gram, statistics.gram.t())
     assert torch.equal(statistics.inputs.sketch, observed(x, 4, batches=3).sketch)
     assert torch.equal(x, before)
