@@ -227,7 +227,8 @@ class LayerRun:
         # What goes into the norm before experts is for all of them: see `ExpertsRun`.
         own_norm = from_norm and whole and not (group.kind == "gate_up" and self.layer.sparse)
         norm = self.original[f"{group.source}.weight"] if own_norm else None
-        share = Group(weights, biases, norm, not from_norm, shared_scale=group.expert is not None)
+        beside = not from_norm and self.settings.form.holds_pre_quant_scale
+        share = Group(weights, biases, norm, beside, shared_scale=group.expert is not None)
         answer = method.quantize(share, statistics)
         if answer.norm is not None:
             self.replace(f"{group.source}.weight", answer.norm)
@@ -241,8 +242,9 @@ class LayerRun:
                 "the weight holds NaN or Inf", where=self.prefix + name, fix="download the source model again"
             )
         del self.finished[f"{self.prefix}{name}.weight"]
+        dtype = self.original[f"{name}.weight"].dtype
         self.finished |= self.settings.form.linear_tensors(
-            self.prefix + name, linear.to("cpu"), method.scheme
+            self.prefix + name, linear.to("cpu"), method.scheme, dtype
         )
         self.layer.tensors[f"{name}.weight"] = linear.dequantize(self.settings.dtype)
 

@@ -6,18 +6,27 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from quantize.formats.base import Format, Scheme
+from quantize.formats.awq import AutoAwq
+from quantize.formats.base import FLOATS, Format, Scheme
+from quantize.formats.compressed_tensors import CompressedTensors
+from quantize.formats.gptq import Gptq
 from quantize.formats.modelopt import ModelOpt
 from quantize.formats.tensorfile import StoredTensor, write_tensor_file, write_text_file
 from quantize.linear import QuantizedLinear
 from toolchain.errors import ModelError, QuantizeError, os_error
 from toolchain.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from toolchain.model.config_json import read_json_object
+from toolchain.model.families import expected_tensors, layer_prefix, linear_shapes
+from toolchain.model.spec import ModelSpec
 
-FORMATS: Mapping[str, Format] = {form.name: form for form in (ModelOpt(),)}
+_FORMS: tuple[Format, ...] = (ModelOpt(), Gptq(), AutoAwq(), CompressedTensors())
+
+FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMS}
 """Every file form, by its name in recipes."""
 
 SHARD_BYTES = 5_000_000_000
@@ -87,6 +96,24 @@ def write_checkpoint(
     _write_json(out_dir / "config.json", config)
 
 
+def form_of(directory: Path, config: Mapping[str, Any]) -> Format | None:
+    """The form of the checkpoint with this `config.json`; None for a plain one.
+
+    Raises ModelError for a form that is not known here.
+    """
+    form = next((form for form in _FORMS if form.recognises(directory, config)), None)
+    described = config.get("quantization_config")
+    if form is None and described:
+        method = described.get("quant_method") if isinstance(described, dict) else described
+        raise ModelError(
+            f"the checkpoint is quantized in the form {method!r}, which cannot be read",
+            where=str(directory / "config.json"),
+            why=f"readable are plain checkpoints and the forms {', '.join(FORMATS)}",
+            fix="start from the unquantized model",
+        )
+    return form
+
+
 class QuantizedCheckpoint:
     """A checkpoint directory, plain or of any known form, linear by linear.
 
@@ -103,16 +130,7 @@ class QuantizedCheckpoint:
     def open(cls, directory: Path) -> QuantizedCheckpoint:
         """Open `directory`. Raises ModelError when it is damaged, or quantized in a form not known here."""
         config = read_json_object(directory / "config.json")
-        form = next((form for form in FORMATS.values() if form.recognises(directory, config)), None)
-        described = config.get("quantization_config")
-        if form is None and described:
-            method = described.get("quant_method") if isinstance(described, dict) else described
-            raise ModelError(
-                f"the checkpoint is quantized in the form {method!r}, which cannot be read",
-                where=str(directory / "config.json"),
-                why=f"readable are plain checkpoints and the forms {', '.join(FORMATS)}",
-                fix="start from the unquantized model",
-            )
+        form = form_of(directory, config)
         checkpoint = Checkpoint.open(directory)
         scheme = Scheme({}) if form is None else form.scheme(directory, config, checkpoint)
         return cls(checkpoint, form, scheme)
@@ -151,6 +169,64 @@ class QuantizedCheckpoint:
         if own is None or self.form is None:
             return self.checkpoint.read(f"{module}.weight")
         return self.form.read_linear(self.checkpoint, module, own)
+
+    def verify(self, spec: ModelSpec) -> None:
+        """Check that the tensors are those of the model, each linear stored as its scheme says.
+
+        Raises ModelError: tensors are missing, are not the model's or have other shapes; something is
+        quantized that must not be; a plain weight is stored as something else than floats.
+        """
+        linears = {
+            layer_prefix(layer) + name: shape
+            for layer in range(spec.num_hidden_layers)
+            for name, shape in linear_shapes(spec, layer).items()
+        }
+        strange = [name for name in self.scheme.linears if name not in linears]
+        if strange:
+            raise ModelError(
+                f"{strange[0]} is quantized",
+                where=str(self.checkpoint.model_dir),
+                why="only the linears of the decoder layers may be, and this model has no such linear"
+                if strange[0].startswith("model.layers.")
+                else "embedding, routers and output layer are read unquantized",
+                fix="start from the unquantized model",
+            )
+        layouts = {}
+        if self.form is not None:
+            for module, own in self.scheme.linears.items():
+                layouts[module] = self.form.layout(own, *linears[module])
+        self.checkpoint.verify(
+            spec,
+            replaced=frozenset(f"{module}.weight" for module in layouts),
+            beside=frozenset(
+                f"{module}.{name}"
+                for module, layout in layouts.items()
+                for name in {**layout.required, **layout.optional}
+            )
+            | self._kv_names(spec),
+        )
+        for module, layout in layouts.items():
+            layout.check(self.checkpoint, module)
+        for name in expected_tensors(spec):
+            if name in self.checkpoint and name.removesuffix(".weight") not in layouts:
+                dtype = self.checkpoint.dtype(name)
+                if dtype not in FLOATS:
+                    raise ModelError(
+                        f"{name} is stored as {dtype}, but nothing says how it is quantized",
+                        where=str(self.checkpoint.model_dir),
+                        fix="download the model again, or start from the unquantized model",
+                    )
+
+    def _kv_names(self, spec: ModelSpec) -> frozenset[str]:
+        """The names of the scales of the KV cache, if it is quantized."""
+        if self.form is None or self.kv_cache_quant_algo is None:
+            return frozenset()
+        one = torch.ones(())
+        return frozenset(
+            name
+            for layer in range(spec.num_hidden_layers)
+            for name in self.form.kv_tensors(layer_prefix(layer), one, one)
+        )
 
     def kv_scales(self, layer_prefix: str) -> tuple[Tensor, Tensor] | None:
         """The float32 scalar scales of a layer's keys and values; None where the cache is not quantized."""

@@ -15,6 +15,7 @@ is written here; TensorRT-LLM's PyTorch backend and vLLM read it.
     W4A8_AWQ                   uint8 [out / 2, in]       the same, input_scale f32 [], weight_scale_2 f32 []
     NVFP4                      uint8 [out, in / 2]       weight_scale e4m3 [out, in / 16],
                                                          weight_scale_2 f32 [], input_scale f32 []
+    W4A16_NVFP4                uint8 [out, in / 2]       the same without input_scale
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ from quantize.formats.base import (
     INT8_WO,
     MIXED,
     NVFP4,
+    NVFP4_WO,
     W4A8_AWQ,
     W4A16_AWQ,
     Description,
+    Layout,
     LinearScheme,
+    Part,
     Scheme,
+    group_count,
 )
 from quantize.formats.packing import pack_fp4, pack_int4_rows, unpack_fp4, unpack_int4_rows
 from quantize.linear import QuantizedLinear
-from toolchain.errors import ModelError
+from toolchain.errors import ModelError, QuantizeError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.config_json import read_json_object
 
@@ -58,9 +63,11 @@ _ALGOS = {
     INT8_SQ: 8,
     INT8_WO: 8,
     NVFP4: 4,
+    NVFP4_WO: 4,
 }
 """quant_algo -> bits of a code."""
 _ROW_PAIRS = (W4A16_AWQ, W4A8_AWQ)
+_FP4 = (NVFP4, NVFP4_WO)
 _FLOAT = {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
@@ -68,6 +75,7 @@ class ModelOpt:
     """The `Format` of nvidia-modelopt's `export_hf_checkpoint`."""
 
     name = "modelopt"
+    holds_pre_quant_scale = True
 
     def recognises(self, directory: Path, config: Mapping[str, Any]) -> bool:
         """By `hf_quant_config.json`, or by quant_method."""
@@ -93,53 +101,65 @@ class ModelOpt:
             if tensor != "weight_scale":
                 continue
             own = layers.get(module, {}) if algo == MIXED else description
-            linears[module] = self._linear_scheme(directory, module, own.get("quant_algo"), checkpoint)
+            linears[module] = _linear_scheme(directory, module, own, checkpoint)
         return Scheme(
             linears, tuple(description.get("exclude_modules") or ()), description.get("kv_cache_quant_algo")
         )
 
-    @staticmethod
-    def _linear_scheme(directory: Path, module: str, algo: Any, checkpoint: Checkpoint) -> LinearScheme:
-        if algo not in _ALGOS:
-            raise ModelError(
-                f"the checkpoint is quantized as {algo}, which cannot be read",
-                where=f"{directory}: {module}",
-                why=f"readable are plain checkpoints and {', '.join(_ALGOS)}",
-                fix="start from the unquantized model",
-            )
-        group = None
-        if _ALGOS[algo] == 4:
-            shape = checkpoint.shape(f"{module}.weight_scale")
-            columns = checkpoint.shape(f"{module}.weight")[1] * (2 if algo == NVFP4 else 1)
-            group = columns // shape[1] if len(shape) == 2 and shape[1] else None
-        return LinearScheme(algo, group, bits=_ALGOS[algo])
+    def layout(self, scheme: LinearScheme, rows: int, columns: int) -> Layout:
+        """See the table above."""
+        algo, groups = (
+            scheme.quant_algo,
+            group_count(columns, scheme.group_size, "a linear in ModelOpt's form"),
+        )
+        scalar = Part((), ("F32",))
+        optional = {
+            "pre_quant_scale": Part((columns,)),
+            "input_scale": scalar,
+            "weight_scale_2": scalar,
+            "bias": Part((rows,)),
+        }
+        if algo in _ROW_PAIRS:
+            required = {
+                "weight": Part((rows // 2, columns), ("U8", "I8")),
+                "weight_scale": Part((rows, groups)),
+            }
+        elif algo in _FP4:
+            required = {
+                "weight": Part((rows, columns // 2), ("U8",)),
+                "weight_scale": Part((rows, groups), ("F8_E4M3",)),
+                "weight_scale_2": scalar,
+            }
+        else:
+            integer = algo in (INT8_SQ, INT8_WO)
+            required = {
+                "weight": Part((rows, columns), ("I8",) if integer else ("F8_E4M3",)),
+                "weight_scale": scalar if algo == FP8 else Part((rows,)),
+            }
+        return Layout(required, {name: part for name, part in optional.items() if name not in required})
 
     def read_linear(self, checkpoint: Checkpoint, module: str, scheme: LinearScheme) -> QuantizedLinear:
         """The linear `module`, bias included."""
-        stored = checkpoint.read(f"{module}.weight")
-        scales = checkpoint.read(f"{module}.weight_scale").float()
+        shape = checkpoint.shape(f"{module}.weight")
+        rows, columns = shape if len(shape) == 2 else (0, 0)
         if scheme.quant_algo in _ROW_PAIRS:
-            codes_OI = unpack_int4_rows(stored)
-        elif scheme.quant_algo == NVFP4:
-            codes_OI = unpack_fp4(stored)
-        else:
-            codes_OI = stored
-        scales_OG = scales.view(-1, 1) if scales.dim() < 2 else scales
-        groups = scales_OG.shape[1] if scales_OG.dim() == 2 else 0
-        if not groups or scales_OG.shape[0] not in (1, codes_OI.shape[0]) or codes_OI.shape[1] % groups:
-            raise ModelError(
-                f"the shapes of the linear's tensors contradict each other: {list(codes_OI.shape)} codes, "
-                f"{list(scales.shape)} scales",
-                where=f"{checkpoint.model_dir}: {module}",
-                fix="quantize the model again",
-            )
+            rows *= 2
+        elif scheme.quant_algo in _FP4:
+            columns *= 2
+        self.layout(scheme, rows, columns).check(checkpoint, module)
+        codes_OI = checkpoint.read(f"{module}.weight")
+        if scheme.quant_algo in _ROW_PAIRS:
+            codes_OI = unpack_int4_rows(codes_OI)
+        elif scheme.quant_algo in _FP4:
+            codes_OI = unpack_fp4(codes_OI)
+        scales = checkpoint.read(f"{module}.weight_scale").float()
 
         def optional(name: str) -> Tensor | None:
             return checkpoint.read(f"{module}.{name}") if f"{module}.{name}" in checkpoint else None
 
         return QuantizedLinear(
             codes_OI,
-            scales_OG,
+            scales.view(-1, 1) if scales.dim() < 2 else scales,
             bits=scheme.bits,
             pre_quant_scale=optional("pre_quant_scale"),
             input_scale=optional("input_scale"),
@@ -168,12 +188,20 @@ class ModelOpt:
                 found.append(f"ModelOpt's {linear.quant_algo} has no codes of {linear.bits} bits")
         return list(dict.fromkeys(found))
 
-    def linear_tensors(self, module: str, linear: QuantizedLinear, scheme: LinearScheme) -> dict[str, Tensor]:
+    def linear_tensors(
+        self, module: str, linear: QuantizedLinear, scheme: LinearScheme, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
         """See the table above."""
         scales = linear.scales
         if scheme.quant_algo in _ROW_PAIRS:
+            if linear.out_features % 2:
+                raise QuantizeError(
+                    f"ModelOpt's form stores output channels in pairs, and there are {linear.out_features}",
+                    where=module,
+                    fix="exclude the linear",
+                )
             weight = pack_int4_rows(linear.codes)
-        elif scheme.quant_algo == NVFP4:
+        elif scheme.quant_algo in _FP4:
             weight, scales = pack_fp4(linear.codes), scales.to(torch.float8_e4m3fn)
         else:
             weight = linear.codes
@@ -202,7 +230,7 @@ class ModelOpt:
             inline["quantized_layers"] = layers
         elif scheme.distinct:
             quantization |= _facts(scheme.distinct[0])
-            if algo in (FP8, NVFP4):
+            if algo in (FP8, *_FP4):
                 group = _config_group(scheme.distinct[0]) | {"targets": ["Linear"]}
                 inline["config_groups"] = {"group_0": group}
         quantization["exclude_modules"] = exclude
@@ -212,6 +240,32 @@ class ModelOpt:
             inline["kv_cache_scheme"] = dict(_FLOAT) if fp8 else scheme.kv_cache_quant_algo
         inline |= {"producer": _PRODUCER, "quant_method": "modelopt"}
         return Description(inline, {QUANT_CONFIG_FILE: {"producer": _PRODUCER, "quantization": quantization}})
+
+
+def _linear_scheme(
+    directory: Path, module: str, own: Mapping[str, Any], checkpoint: Checkpoint
+) -> LinearScheme:
+    """What the description says of a linear. Early versions left out the group size: its scales tell."""
+    algo, where = own.get("quant_algo"), f"{directory}: {module}"
+    if algo not in _ALGOS:
+        raise ModelError(
+            f"the checkpoint is quantized as {algo}, which cannot be read",
+            where=where,
+            why=f"readable are plain checkpoints and {', '.join(_ALGOS)}",
+            fix="start from the unquantized model",
+        )
+    if _ALGOS[algo] != 4:
+        return LinearScheme(algo, bits=_ALGOS[algo])
+    group = own.get("group_size")
+    shape = checkpoint.shape(f"{module}.weight_scale")
+    if not group and len(shape) == 2 and shape[1]:
+        columns = checkpoint.shape(f"{module}.weight")[-1] * (2 if algo in _FP4 else 1)
+        group = columns // shape[1]
+    if type(group) is not int or group < 1:
+        raise ModelError(
+            f"the group size is {group!r}, not a positive number", where=where, fix="quantize the model again"
+        )
+    return LinearScheme(algo, group, bits=_ALGOS[algo])
 
 
 def _facts(linear: LinearScheme) -> dict[str, Any]:
@@ -240,9 +294,9 @@ def _config_group(linear: LinearScheme) -> dict[str, Any]:
         weights: dict[str, Any] = {"dynamic": False, "num_bits": 4, "type": "int"} | group
     elif algo == W4A8_AWQ:
         activations, weights = _FLOAT | group, {"dynamic": False, "num_bits": 4, "type": "float"} | group
-    elif algo == NVFP4:
+    elif algo in _FP4:
         weights = {"dynamic": False, "num_bits": 4, "type": "float"} | group
-        activations = weights
+        activations = weights if algo == NVFP4 else None
     elif algo == INT8_WO:
         weights = {"dynamic": False, "num_bits": 8, "type": "int"}
     elif algo == INT8_SQ:

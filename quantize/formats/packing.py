@@ -1,12 +1,14 @@
-"""4-bit codes as bytes.
+"""Codes as bytes and words.
 
 Int4 the way TensorRT-LLM stores it: two neighbouring output rows share a byte. Fp4 (E2M1) the way ModelOpt
-and compressed-tensors store it: two neighbouring input channels do.
+and compressed-tensors store it: two neighbouring input channels do. Unsigned codes the way GPTQ, AutoAWQ and
+compressed-tensors store them: 32 bits of neighbours share an int32, the first in the lowest bits.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -66,3 +68,30 @@ def unpack_fp4(packed_OP: Tensor) -> Tensor:
     bytes_C = table_C.to(torch.float8_e4m3fn).view(torch.uint8).to(packed_OP.device)
     nibbles_OP2 = torch.stack((packed_OP & 15, packed_OP >> 4), dim=2)
     return bytes_C[nibbles_OP2.int()].flatten(1).view(torch.float8_e4m3fn)
+
+
+def word_count(codes: int, bits: int) -> int:
+    """How many int32 a row of `codes` codes takes."""
+    return -(-codes * bits // 32)
+
+
+def pack_words(codes_RN: Tensor, bits: int) -> Tensor:
+    """Pack unsigned codes, uint8 [rows, n] below 2^bits, into int32 [rows, ceil(n * bits / 32)].
+
+    Args:
+        codes_RN: the codes; neighbours in a row share words, a last word that is not full ends in zeros.
+        bits: 4 or 8.
+    """
+    codes_RN = F.pad(codes_RN, (0, -codes_RN.shape[1] % (32 // bits)))
+    if bits == 4:
+        codes_RN = codes_RN[:, 0::2] | (codes_RN[:, 1::2] << 4)
+    # A single row counts as contiguous whatever its stride; flat, nothing is left that a view minds.
+    return codes_RN.flatten().view(torch.int32).view(codes_RN.shape[0], -1)
+
+
+def unpack_words(words_RW: Tensor, bits: int) -> Tensor:
+    """The inverse of `pack_words`: int32 [rows, words] to uint8 [rows, words * 32 / bits], padding too."""
+    bytes_RB = words_RW.flatten().view(torch.uint8).view(words_RW.shape[0], -1)
+    if bits == 8:
+        return bytes_RB
+    return torch.stack((bytes_RB & 15, bytes_RB >> 4), dim=2).flatten(1)

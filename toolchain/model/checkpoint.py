@@ -6,7 +6,7 @@ import math
 import mmap
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,11 +154,22 @@ class Checkpoint:
                 fix="download the model again; if it is the same, ask its publisher",
             )
 
-    def verify(self, spec: ModelSpec) -> None:
+    def verify(
+        self,
+        spec: ModelSpec,
+        *,
+        replaced: Collection[str] = frozenset(),
+        beside: Collection[str] = frozenset(),
+    ) -> None:
         """Raise one ModelError listing every missing, surplus and wrongly shaped tensor of a plain model.
 
         A tied model may store lm_head.weight as well, but only as the very bytes of the embedding: where
         they differ, transformers 4 used the embedding and transformers 5 uses the stored head.
+
+        Args:
+            spec: the model.
+            replaced: tensors of the plain model in whose place a quantized one has others.
+            beside: those others.
         """
         fused = [name for name in self.names if _FUSED_EXPERTS.fullmatch(name)]
         if spec.moe is not None and fused:
@@ -170,8 +181,13 @@ class Checkpoint:
                 fix=f"split them: {_resave(self.model_dir)}",
             )
         expected, optional = expected_tensors(spec), optional_tensors(spec)
+        expected = {name: shape for name, shape in expected.items() if name not in replaced}
         missing = [name for name in expected if name not in self and name not in optional]
-        surplus = [name for name in self.names if name not in expected and not _HARMLESS.fullmatch(name)]
+        surplus = [
+            name
+            for name in self.names
+            if name not in expected and name not in beside and not _HARMLESS.fullmatch(name)
+        ]
         wrong = [
             f"{name} is {list(self.shape(name))}, expected {list(shape)}"
             for name, shape in expected.items()

@@ -63,14 +63,15 @@ def _source(model: Path, revision: str | None) -> Stage:
 
 def _check_source(context: StageContext) -> None:
     """Check the tokenizer and read every weight once: a broken model is refused before hours go into it."""
-    from toolchain.model.checkpoint import Checkpoint
+    from quantize.formats.checkpoint import QuantizedCheckpoint
     from toolchain.model.spec import load_spec
 
     directory = context.inputs["model"]
     spec = load_spec(directory)
     _check_tokenizer(directory, spec.vocab_size)
-    checkpoint = Checkpoint.open(directory)
-    checkpoint.verify(spec)
+    source = QuantizedCheckpoint.open(directory)
+    source.verify(spec)
+    checkpoint = source.checkpoint
     checkpoint.check_finite(context.progress)
     facts = {"revision": context.config["revision"], "spec": asdict(spec), "tensors": len(checkpoint.names)}
     (context.out_dir / "source.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")

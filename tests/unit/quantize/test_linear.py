@@ -33,7 +33,7 @@ def test_dequantize_is_its_formula(codes: object, scales: object, pre_quant: obj
 @given(CODES, SCALES)
 def test_the_stored_form_holds_the_same_linear(codes: object, scales: object) -> None:
     linear = QuantizedLinear(torch.tensor(codes), torch.tensor(scales), bits=4)
-    stored = ModelOpt().linear_tensors("m", linear, LinearScheme(W4A16_AWQ, 4))
+    stored = ModelOpt().linear_tensors("m", linear, LinearScheme(W4A16_AWQ, 4), torch.bfloat16)
     again = QuantizedLinear(unpack_int4_rows(stored["m.weight"]), stored["m.weight_scale"], bits=4)
     assert torch.equal(again.dequantize(), linear.dequantize())
 

@@ -36,7 +36,7 @@ def directory(tmp_path: Path, linear: QuantizedLinear) -> Path:
     (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (source / "tokenizer.json").write_text("{}")
     (source / "notes.txt").write_text("private")
-    tensors = FORM.linear_tensors("m.q", linear, LINEAR) | {"m.p.weight": torch.eye(4)}
+    tensors = FORM.linear_tensors("m.q", linear, LINEAR, torch.bfloat16) | {"m.p.weight": torch.eye(4)}
     stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
     write_checkpoint(source, tmp_path / "out", stored, SCHEME, FORM)
     return tmp_path / "out"
@@ -91,17 +91,19 @@ def test_forms_not_known_are_refused(directory: Path) -> None:
     with pytest.raises(ModelError, match="no object `quantization`"):
         QuantizedCheckpoint.open(directory)
     file.unlink()
-    edit(directory / "config.json", lambda v: v["quantization_config"].update(quant_method="gptq"))
-    with pytest.raises(ModelError, match="in the form 'gptq'"):
+    edit(directory / "config.json", lambda v: v["quantization_config"].update(quant_method="hqq"))
+    with pytest.raises(ModelError, match="in the form 'hqq'"):
         QuantizedCheckpoint.open(directory)
 
 
 def test_shapes_that_contradict_each_other_are_named(tmp_path: Path, linear: QuantizedLinear) -> None:
     (tmp_path / "config.json").write_text("{}")
-    tensors = FORM.linear_tensors("m.q", linear, LINEAR) | {"m.q.weight_scale": torch.ones(6, 5)}
+    tensors = FORM.linear_tensors("m.q", linear, LINEAR, torch.bfloat16) | {
+        "m.q.weight_scale": torch.ones(6, 5)
+    }
     stored = {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
     write_checkpoint(tmp_path, tmp_path / "out", stored, SCHEME, FORM)
-    with pytest.raises(ModelError, match=r"m\.q: the shapes .* \[6, 32\] codes, \[6, 5\] scales"):
+    with pytest.raises(ModelError, match=r"(?s)m\.q: .*weight_scale is \[6, 5\] where \[6, 4\]"):
         QuantizedCheckpoint.open(tmp_path / "out").linear("m.q")
 
 

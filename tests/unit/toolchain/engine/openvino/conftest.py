@@ -128,7 +128,7 @@ def quantize_to_nearest(model: TinyModel, directory: Path) -> TinyModel:
         if module.endswith(("o_proj", "down_proj")):
             input_scale = torch.rand(weight_OI.shape[1], generator=generator) + 0.5
         linear = QuantizedLinear(codes.reshape(weight_OI.shape), scales_OG, 4, pre_quant_scale=input_scale)
-        tensors |= ModelOpt().linear_tensors(module, linear, LinearScheme(W4A16_AWQ, GROUP))
+        tensors |= ModelOpt().linear_tensors(module, linear, LinearScheme(W4A16_AWQ, GROUP), torch.bfloat16)
         with torch.no_grad():
             weights[name].copy_(linear.dequantize())
     directory.mkdir()
