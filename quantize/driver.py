@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from quantize.calibration import Calibration
 from quantize.device import arithmetic, batch_size, choose_device
 from quantize.formats.base import Format, Scheme
-from quantize.formats.checkpoint import FORMATS, check_held, write_checkpoint
+from quantize.formats.checkpoint import FORMATS, check_held, form_of, write_checkpoint
 from quantize.formats.tensorfile import StoredTensor, write_text_file
 from quantize.layer import DecoderLayer, rotary_tables
 from quantize.layer_run import LayerRun, LayerSettings
@@ -27,6 +27,7 @@ from quantize.states import Saver, States
 from quantize.work import WorkDir
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
+from toolchain.model.config_json import read_json_object
 from toolchain.model.families import (
     EMBEDDING,
     expected_tensors,
@@ -107,11 +108,12 @@ def quantize_model(
     events = events or Silent()
     spec = load_spec(source_dir)
     checkpoint = Checkpoint.open(source_dir)
-    if spec.quantization is not None:
+    quantized = form_of(source_dir, read_json_object(source_dir / "config.json"))
+    if quantized is not None:
         raise QuantizeError(
             "the source model is quantized already",
             where=str(source_dir / "config.json"),
-            why="it has a quantization_config",
+            why=f"it is a checkpoint in the form {quantized.name}",
             fix="start from the unquantized model, or set quantization.method to none to take it as it is",
         )
     checkpoint.verify(spec)

@@ -9,12 +9,14 @@ from typing import Any
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration, load_calibration
 from quantize.driver import Machine, quantize_model
-from quantize.formats.checkpoint import FORMATS
+from quantize.formats.checkpoint import FORMATS, form_of
+from quantize.formats.convert import AUTO, convert_checkpoint
 from quantize.gptq_method import AwqGptq, Gptq
 from quantize.method import Method
 from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
+from toolchain.model.config_json import read_json_object
 from toolchain.model.families import EMBEDDING
 from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
@@ -63,6 +65,9 @@ def quantize_checkpoint(
 ) -> dict[str, Any]:
     """Quantize the model in `model_dir` as a recipe says. Everything else is as in `quantize_model`.
 
+    A source that is quantized already is brought into the file form `format` (a form's name, or "auto") by
+    the method "none"; any other method refuses it.
+
     Args:
         model_dir: the source model.
         out_dir: where the checkpoint goes.
@@ -88,6 +93,11 @@ def quantize_checkpoint(
             why="weights are taken as they are stored; rounding them to another dtype would go unnoticed",
             fix="set model.dtype: auto",
         )
+    if config["method"] == "none" and not config.get("overrides") and not config.get("kv_cache"):
+        form = form_of(model_dir, read_json_object(model_dir / "config.json"))
+        if form is not None:
+            convert_checkpoint(model_dir, out_dir, config.get("format", AUTO), progress=progress)
+            return {"method": {"method": "none"}, "seconds_per_layer": []}
     calibration: Calibration | None = None
     if calibration_text is not None:
         calibration = load_calibration(
@@ -106,7 +116,7 @@ def quantize_checkpoint(
         exclude=config.get("exclude", ()),
         overrides=[_override(config, own) for own in config.get("overrides", ())],
         kv_cache=config.get("kv_cache"),
-        form=FORMATS[config.get("format", "modelopt")],
+        form=FORMATS.get(config.get("format", AUTO), FORMATS["modelopt"]),
         machine=Machine(config.get("device", "auto"), hidden_memory),
         events=progress,
     )

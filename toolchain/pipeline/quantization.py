@@ -22,6 +22,10 @@ def quantize_config(quant: Quantization, flavour: str) -> dict[str, Any]:
     # Without calibration fp8 keys and values have a scale of 1, which no checkpoint needs to say.
     kv_cache = quant.kv_cache.upper() if quant.kv_cache != "auto" and quant.calibrates else None
     config: dict[str, Any] = {"method": quant.method}
+    if quant.method == "none":
+        # Only a source that is quantized already has a form. Those flavours read more than one.
+        several = quant.format == "auto" and flavour in ("openvino", "vllm")
+        config["format"] = "auto" if several else quant.file_form(flavour)
     if quant.methods:
         config |= {name: getattr(quant, name) for name, by in READ_BY.items() if quant.methods & by}
         config |= {"exclude": list(quant.exclude), "format": quant.file_form(flavour)}
