@@ -75,7 +75,7 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(
         f"the data cannot be read: {os.strerror(error.errno) if error.errno else error}",
         where=str(path),
-        fix="check the path and its permissions; a relative path starts at the recipe's directory",
+        fix="check the path and its permissions",
     )
 
 
