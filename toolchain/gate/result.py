@@ -13,7 +13,7 @@ class LayerError:
 
     Args:
         layer: its index.
-        relative_error: norm of the difference over norm of the source's, all tokens together.
+        relative_error: norm of the difference over norm of the source's, root mean square over tokens.
         own_error: the same if the quantized layer reads what the source's layer reads: what this layer
             adds by itself.
     """
@@ -21,6 +21,23 @@ class LayerError:
     layer: int
     relative_error: float
     own_error: float
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What merely computing in the stored dtype costs: the source in it beside the source in float32.
+
+    No quantized model that is served in that dtype can be told from its source below these figures.
+
+    Args:
+        dtype: "bfloat16" or "float16".
+        increase, kl, top1: as those of `Evaluation`.
+    """
+
+    dtype: str
+    increase: float
+    kl: float
+    top1: float
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,9 @@ class Evaluation:
         kl: mean KL divergence of the quantized model's next token from the source's, in nats.
         kl_error: standard error of `kl`, likewise.
         top1: share of the predictions at which both models' likeliest token is the same.
+        top1_error: standard error of `top1`, likewise.
+        simulated: what was rounded besides weights, e.g. "activations as FP8".
+        floor: what the stored dtype's arithmetic costs by itself; None for a source stored in float32.
         layers: one entry a layer.
     """
 
@@ -52,6 +72,9 @@ class Evaluation:
     kl: float
     kl_error: float | None
     top1: float
+    top1_error: float | None
+    simulated: tuple[str, ...]
+    floor: Floor | None
     layers: tuple[LayerError, ...]
 
     def worst(self, count: int = 5) -> list[LayerError]:
@@ -65,4 +88,9 @@ class Evaluation:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
         """Read `to_json()` back."""
-        return cls(**{**values, "layers": tuple(LayerError(**layer) for layer in values["layers"])})
+        parsed = {
+            "simulated": tuple(values["simulated"]),
+            "floor": None if values["floor"] is None else Floor(**values["floor"]),
+            "layers": tuple(LayerError(**layer) for layer in values["layers"]),
+        }
+        return cls(**{**values, **parsed})

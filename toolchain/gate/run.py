@@ -1,28 +1,27 @@
-"""From paths and plain values to an evaluation: reads the text, measures."""
+"""From paths and plain values to figures: reads the text, measures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from toolchain.gate.evaluate import evaluate
-from toolchain.gate.result import Evaluation
+from toolchain.gate.baseline import Baseline, make_baseline
 from toolchain.gate.text import load_windows
 from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
 from toolchain.text.files import TextFiles
 
 
-def measure(
+def baseline_of(
     source_dir: Path,
-    quantized_dir: Path,
     text: TextFiles,
     *,
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    device: str = "auto",
     progress: Progress | None = None,
-) -> Evaluation:
-    """Measure a checkpoint against its source on held-out text. See `load_windows` and `evaluate`."""
+) -> Baseline:
+    """What the source model makes of held-out text. See `load_windows` and `make_baseline`."""
     spec = load_spec(source_dir)
     windows = load_windows(
         text,
@@ -33,4 +32,4 @@ def measure(
         stride=stride,
         limit=limit,
     )
-    return evaluate(source_dir, quantized_dir, windows, progress=progress)
+    return make_baseline(source_dir, windows, device=device, progress=progress)

@@ -101,10 +101,7 @@ def _check(stages: Sequence[Stage], until: str | None, force: Collection[str]) -
 def _bring_up_to_date(
     stage: Stage, store: Store, done: Mapping[str, StageResult], forced: bool, progress: Progress
 ) -> StageResult:
-    inputs = {name: done[name].path for name in stage.inputs}
-    inputs |= {name: source.path for name, source in stage.sources.items()}
-    digests = {name: done[name].object.digest for name in stage.inputs}
-    digests |= {name: source_digest(source, store, progress) for name, source in stage.sources.items()}
+    digests = _digests(stage, store, done, progress)
     key = stage.key(digests)
 
     # Without a lock first: what is finished can be used from a read-only store, and while others build.
@@ -115,8 +112,23 @@ def _bring_up_to_date(
             return _cached(stage, *found, progress)
         if forced:
             store.discard(store.work / key)
+        inputs = {name: done[name].path for name in stage.inputs}
+        inputs |= {name: source.path for name, source in stage.sources.items()}
+        for name, own in stage.intermediates.items():
+            inputs[name] = _bring_up_to_date(own, store, done, forced=False, progress=progress).path
         with store.staging(key) as staging:
             return _run(stage, store, staging, inputs, digests, progress)
+
+
+def _digests(
+    stage: Stage, store: Store, done: Mapping[str, StageResult], progress: Progress
+) -> dict[str, str]:
+    """What `Stage.key` wants."""
+    digests = {name: done[name].object.digest for name in stage.inputs}
+    digests |= {name: source_digest(source, store, progress) for name, source in stage.sources.items()}
+    for name, own in stage.intermediates.items():
+        digests[name] = own.key(_digests(own, store, done, progress))
+    return digests
 
 
 def _cached(stage: Stage, record: Record, stored: StoredObject, progress: Progress) -> StageResult:

@@ -63,6 +63,9 @@ class Stage:
         config: the values of the recipe that the output depends on, JSON.
         tools: name to version of every tool that the output depends on.
         arch: the accelerator architecture, if and only if the output depends on it.
+        intermediates: by the name under which `run` finds its output, a stage whose output only this one's
+            run reads. It is brought up to date when this one has to run, stands in the key with its own key,
+            and is no part of the artifact, so that `store gc` may take it.
         check: looks at the output directory, new or stored, and raises to stop the build there. What it
             holds against the output is no part of the key.
     """
@@ -75,14 +78,16 @@ class Stage:
     config: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     arch: str | None = None
+    intermediates: Mapping[str, Stage] = field(default_factory=dict)
     check: Callable[[Path], None] | None = None
 
     def key(self, digests: Mapping[str, str]) -> str:
         """The sha256 of everything that the output depends on.
 
         Args:
-            digests: the content digest of each of `inputs` and `sources`, by name. As it is the content
-                that counts, a stage that comes out the same from other inputs leaves later stages cached.
+            digests: the content digest of each of `inputs` and `sources`, by name, and the key of each of
+                `intermediates`. As it is the content that counts, a stage that comes out the same from other
+                inputs leaves later stages cached.
         """
         identity = {
             "stage": self.name,
