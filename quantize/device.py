@@ -24,7 +24,7 @@ def choose_device(wanted: str) -> torch.device:
             "there is no CUDA device",
             where="quantization.device",
             why="torch was built without CUDA" if torch.version.cuda is None else "torch finds no GPU",
-            fix="set quantization.device to auto or cpu",
+            fix="name auto or cpu as the device",
         )
     return torch.device(wanted)
 

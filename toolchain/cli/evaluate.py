@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @verb
 def eval(
-    path: Annotated[
-        Path,
-        typer.Argument(help="A checkpoint directory, or an artifact.", parser=path_argument),
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Checkpoint directories or artifacts, of one source.", parser=path_argument),
     ],
     dataset: Annotated[
         str,
@@ -47,43 +47,73 @@ def eval(
     windows: Annotated[
         int | None, typer.Option(min=1, help="Take this many windows; default: the whole text.")
     ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
+    ] = "auto",
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="Do not round activations and KV cache as the engine will.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure a quantized checkpoint against its source: perplexity, KL divergence, error by layer.
+    """Measure quantized checkpoints against their source: perplexity, KL divergence, error by layer.
 
-    Both run in float32, one decoder layer of each in memory at a time.
+    Sums are in float32, one decoder layer in memory at a time. Several checkpoints share one table.
 
     Example: llmbuild eval artifacts/demo-int4 --dataset file:models/demo/heldout.txt
     """
-    from toolchain.pipeline.evaluate import evaluate_path
+    from toolchain.pipeline.evaluate import evaluate_paths
     from toolchain.pipeline.events import show_progress
     from toolchain.text.files import find_text
 
     with show_progress(as_json=json) as progress:
         text = find_text(dataset, revision=revision, subset=subset, split=split, column=column)
-        figures = evaluate_path(
-            path, text, source=source, window=window, stride=stride, limit=windows, progress=progress
+        figures = evaluate_paths(
+            paths,
+            text,
+            source=source,
+            window=window,
+            stride=stride,
+            limit=windows,
+            device=device,
+            simulate=not weights_only,
+            progress=progress,
         )
     if json:
-        emit(figures.to_json())
+        objects = [{"path": path} | one.to_json() for path, one in zip(paths, figures, strict=True)]
+        emit(objects[0] if len(objects) == 1 else objects)
+    elif len(figures) == 1:
+        _print(figures[0])
     else:
-        _print(figures)
+        _print_beside_each_other(paths, figures)
 
 
 def _print(figures: Evaluation) -> None:
+    floor = figures.floor
     rows = [
-        ["perplexity of the source", f"{figures.source_perplexity:.4f}", ""],
-        ["perplexity, quantized", f"{figures.quantized_perplexity:.4f}", ""],
-        ["increase", f"{figures.increase:+.3%}", _noise(figures.increase_error, ".3%")],
-        ["KL(source || quantized), nats", f"{figures.kl:.6f}", _noise(figures.kl_error, ".6f")],
-        ["same likeliest token", f"{figures.top1:.2%}", ""],
+        ["perplexity of the source", f"{figures.source_perplexity:.4f}", "", ""],
+        ["perplexity, quantized", f"{figures.quantized_perplexity:.4f}", "", ""],
+        [
+            "increase",
+            f"{figures.increase:+.3%}",
+            _noise(figures.increase_error, ".3%"),
+            f"{floor.increase:+.3%}" if floor else "",
+        ],
+        [
+            "KL(source || quantized), nats",
+            f"{figures.kl:.6f}",
+            _noise(figures.kl_error, ".6f"),
+            f"{floor.kl:.6f}" if floor else "",
+        ],
+        [
+            "same likeliest token",
+            f"{figures.top1:.2%}",
+            _noise(figures.top1_error, ".2%"),
+            f"{floor.top1:.2%}" if floor else "",
+        ],
     ]
-    table(
-        ["figure", ">value", ">standard error"],
-        rows,
-        title=f"{figures.tokens} tokens predicted, windows of {figures.window}, stride {figures.stride}",
-    )
-    typer.echo()
+    columns = ["figure", ">value", ">standard error", f">{floor.dtype} alone" if floor else ""]
+    table(columns, rows, title=_title(figures))
+    typer.echo(f"\nrounded: weights{''.join(f', {what}' for what in figures.simulated)}\n")
     table(
         [">layer", ">by itself", ">error after it"],
         [
@@ -92,6 +122,49 @@ def _print(figures: Evaluation) -> None:
         ],
         title="relative error of the hidden states, the layers that add most",
     )
+
+
+def _print_beside_each_other(paths: list[Path], figures: list[Evaluation]) -> None:
+    floor, first = figures[0].floor, figures[0]
+    rows = [["source", f"{first.source_perplexity:.4f}", "", "", "", "", ""]]
+    if floor is not None:
+        rows.append(
+            [
+                f"source in {floor.dtype}",
+                "",
+                f"{floor.increase:+.3%}",
+                f"{floor.kl:.6f}",
+                "",
+                f"{floor.top1:.2%}",
+                "",
+            ]
+        )
+    for path, one in zip(paths, figures, strict=True):
+        rows.append(
+            [
+                str(path),
+                f"{one.quantized_perplexity:.4f}",
+                f"{one.increase:+.3%}",
+                f"{one.kl:.6f}",
+                _noise(one.kl_error, ".6f"),
+                f"{one.top1:.2%}",
+                ", ".join(one.simulated),
+            ]
+        )
+    columns = [
+        "model",
+        ">perplexity",
+        ">increase",
+        ">KL, nats",
+        ">standard error",
+        ">same token",
+        "rounded too",
+    ]
+    table(columns, rows, title=_title(first))
+
+
+def _title(figures: Evaluation) -> str:
+    return f"{figures.tokens} tokens predicted, windows of {figures.window}, stride {figures.stride}"
 
 
 def _noise(error: float | None, form: str) -> str:

@@ -24,6 +24,19 @@ class LayerError:
 
 
 @dataclass(frozen=True)
+class LinearError:
+    """How much a linear's output changed on the calibration text, as its quantizer measured it.
+
+    Args:
+        module: full name.
+        relative_error: norm of the difference over norm of the output.
+    """
+
+    module: str
+    relative_error: float
+
+
+@dataclass(frozen=True)
 class Floor:
     """What merely computing in the stored dtype costs: the source in it beside the source in float32.
 
@@ -77,6 +90,11 @@ class Evaluation:
     floor: Floor | None
     layers: tuple[LayerError, ...]
 
+    @property
+    def kl_over_floor(self) -> float | None:
+        """KL as a multiple of the arithmetic floor's; None where there is no floor."""
+        return None if self.floor is None or self.floor.kl <= 0 else self.kl / self.floor.kl
+
     def worst(self, count: int = 5) -> list[LayerError]:
         """The layers that added most to the error, worst first."""
         return sorted(self.layers, key=lambda layer: -layer.own_error)[:count]
@@ -94,3 +112,16 @@ class Evaluation:
             "layers": tuple(LayerError(**layer) for layer in values["layers"]),
         }
         return cls(**{**values, **parsed})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that the gates of a recipe judge.
+
+    Args:
+        texts: by the gate that names it, the figures on each held-out text.
+        linears: those whose output changed most, worst first; empty where the quantizer measured none.
+    """
+
+    texts: Mapping[str, Evaluation]
+    linears: tuple[LinearError, ...] = ()

@@ -6,17 +6,19 @@ Measuring and judging are apart, so that another threshold judges the figures th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import GateError, combined
-from toolchain.gate.result import Evaluation
+from toolchain.gate.result import Evaluation, Floor, LinearError, Measured
 
 if TYPE_CHECKING:
-    from toolchain.recipe.schema import Gates, HeldOutText
+    from toolchain.recipe.schema import Gates, HeldOutText, KlGate, PerplexityGate
 
 GATE_FILE = "gate.json"
+REPORT_FILE = "quantization_report.json"
 
 
 def wanted(gates: Gates) -> dict[str, HeldOutText]:
@@ -28,28 +30,49 @@ def wanted(gates: Gates) -> dict[str, HeldOutText]:
     return found
 
 
-def write_figures(path: Path, measured: Mapping[str, Evaluation]) -> None:
-    """Write the evaluations, one for each text that is `wanted`."""
-    figures = {name: evaluation.to_json() for name, evaluation in measured.items()}
+def worst_linears(checkpoint: Path, count: int = 10) -> tuple[LinearError, ...]:
+    """The linears that quantization changed most, by the report beside the checkpoint, if there is one."""
+    file = checkpoint / REPORT_FILE
+    report = json.loads(file.read_bytes()) if file.is_file() else {}
+    known = [
+        LinearError(module, facts["relative_error"])
+        for module, facts in report.get("linears", {}).items()
+        if "relative_error" in facts
+    ]
+    return tuple(sorted(known, key=lambda linear: -linear.relative_error)[:count])
+
+
+def write_measured(
+    path: Path, texts: Mapping[str, Evaluation], linears: tuple[LinearError, ...] = ()
+) -> None:
+    """Write the evaluations, one for each text that is `wanted`, and the worst linears."""
+    figures = {
+        "texts": {name: evaluation.to_json() for name, evaluation in texts.items()},
+        "linears": [asdict(linear) for linear in linears],
+    }
     path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
 
 
-def read_figures(path: Path) -> dict[str, Evaluation]:
-    """Read what `write_figures` wrote."""
-    return {name: Evaluation.from_json(values) for name, values in json.loads(path.read_bytes()).items()}
+def read_measured(path: Path) -> Measured:
+    """Read what `write_measured` wrote."""
+    values = json.loads(path.read_bytes())
+    return Measured(
+        {name: Evaluation.from_json(figures) for name, figures in values["texts"].items()},
+        tuple(LinearError(**linear) for linear in values["linears"]),
+    )
 
 
-def judge(gates: Gates, measured: Mapping[str, Evaluation]) -> dict[str, Any]:
+def judge(gates: Gates, measured: Measured) -> dict[str, Any]:
     """Hold the figures against the thresholds; return what the manifest says of each gate.
 
     Raises:
-        GateError: one fails; it tells the figures, and which layers cost most.
+        GateError: one fails; it tells the figures, and which layers and linears cost most.
     """
     passed: dict[str, Any] = {}
     failures: list[GateError] = []
     if gates.perplexity is not None:
-        figures = measured["perplexity"]
-        failures += _judge_perplexity(figures, gates.perplexity.max, gates.perplexity.largest_increase)
+        figures, gate = measured.texts["perplexity"], gates.perplexity
+        failures += _failures(_perplexity_bounds(figures, gate), figures, measured.linears)
         passed["perplexity"] = {
             "passed": True,
             "source": figures.source_perplexity,
@@ -57,64 +80,133 @@ def judge(gates: Gates, measured: Mapping[str, Evaluation]) -> dict[str, Any]:
             "increase": figures.increase,
             "increase_error": figures.increase_error,
             "tokens": figures.tokens,
-            "max": gates.perplexity.max,
-            "max_increase": gates.perplexity.largest_increase,
+            "max": gate.max,
+            "max_increase": gate.largest_increase,
         }
     if gates.kl is not None:
-        figures = measured.get("kl") or measured["perplexity"]
-        failures += _judge_kl(figures, gates.kl.max)
+        figures = measured.texts.get("kl") or measured.texts["perplexity"]
+        failures += _failures(_kl_bounds(figures, gates.kl), figures, measured.linears)
         passed["kl"] = {
             "passed": True,
             "kl": figures.kl,
             "kl_error": figures.kl_error,
+            "kl_over_floor": figures.kl_over_floor,
             "top1": figures.top1,
+            "top1_error": figures.top1_error,
             "tokens": figures.tokens,
             "max": gates.kl.max,
+            "max_over_floor": gates.kl.max_over_floor,
+            "min_top1": gates.kl.least_top1,
         }
     if failures:
         raise combined(failures)
     return passed
 
 
-def _judge_perplexity(figures: Evaluation, most: float | None, increase: float | None) -> list[GateError]:
-    failures = []
+@dataclass(frozen=True)
+class _Bound:
+    """One threshold and what it is held against.
+
+    Args:
+        field: of the recipe.
+        excess: by how much the figure is beyond it; it fails where that is positive.
+        error: standard error of the figure, in the same unit.
+        what: the sentence that tells both.
+    """
+
+    field: str
+    excess: float
+    error: float | None
+    what: str
+
+
+def _perplexity_bounds(figures: Evaluation, gate: PerplexityGate) -> Iterator[_Bound]:
     before, after = figures.source_perplexity, figures.quantized_perplexity
-    if increase is not None and figures.increase > increase:
-        what = (
+    if gate.largest_increase is not None:
+        yield _Bound(
+            "gates.perplexity.max_increase",
+            figures.increase - gate.largest_increase,
+            figures.increase_error,
             f"perplexity rises by {figures.increase:.2%}, from {before:.4g} to {after:.4g}; "
-            f"the recipe allows {increase:.2%}"
+            f"the recipe allows {gate.largest_increase:.2%}",
         )
-        near = _is_near(figures.increase - increase, figures.increase_error)
-        failures.append(_failure(what, "gates.perplexity.max_increase", figures, near))
-    if most is not None and after > most:
-        what = f"the perplexity is {after:.4g}, {before:.4g} before quantization; the recipe allows {most:g}"
-        failures.append(_failure(what, "gates.perplexity.max", figures, near=False))
-    return failures
+    if gate.max is not None:
+        yield _Bound(
+            "gates.perplexity.max",
+            after - gate.max,
+            None,
+            f"the perplexity is {after:.4g}, {before:.4g} before quantization; "
+            f"the recipe allows {gate.max:g}",
+        )
 
 
-def _judge_kl(figures: Evaluation, most: float) -> list[GateError]:
-    if figures.kl <= most:
-        return []
-    what = f"the KL divergence from the source is {figures.kl:.4g}; the recipe allows {most:g}"
-    return [_failure(what, "gates.kl.max", figures, _is_near(figures.kl - most, figures.kl_error))]
+def _kl_bounds(figures: Evaluation, gate: KlGate) -> Iterator[_Bound]:
+    if gate.max is not None:
+        yield _Bound(
+            "gates.kl.max",
+            figures.kl - gate.max,
+            figures.kl_error,
+            f"the KL divergence from the source is {figures.kl:.4g}; the recipe allows {gate.max:g}",
+        )
+    if gate.max_over_floor is not None:
+        times, floor = figures.kl_over_floor, figures.floor
+        if times is None or floor is None:
+            raise GateError(
+                "there is no arithmetic floor to compare with: the source is stored in float32",
+                where="gates.kl.max_over_floor",
+                fix="set gates.kl.max, in nats, instead",
+            )
+        yield _Bound(
+            "gates.kl.max_over_floor",
+            times - gate.max_over_floor,
+            None if figures.kl_error is None else figures.kl_error / floor.kl,
+            f"the KL divergence from the source is {times:.3g} times that of {floor.dtype} arithmetic; "
+            f"the recipe allows {gate.max_over_floor:g} times",
+        )
+    if gate.least_top1 is not None:
+        yield _Bound(
+            "gates.kl.min_top1",
+            gate.least_top1 - figures.top1,
+            figures.top1_error,
+            f"the likeliest token is the source's in {figures.top1:.2%} of the places; "
+            f"the recipe wants {gate.least_top1:.2%}",
+        )
 
 
-def _is_near(distance: float, error: float | None) -> bool:
-    return error is not None and distance < 2 * error
+def _failures(
+    bounds: Iterator[_Bound], figures: Evaluation, linears: tuple[LinearError, ...]
+) -> list[GateError]:
+    return [_failure(bound, figures, linears) for bound in bounds if bound.excess > 0]
 
 
-def _failure(what: str, where: str, figures: Evaluation, near: bool) -> GateError:
+def _failure(bound: _Bound, figures: Evaluation, linears: tuple[LinearError, ...]) -> GateError:
     worst = figures.worst()
     rows = [
-        f"       layer {layer.layer:>3} {layer.own_error:8.2%} by itself {layer.relative_error:8.2%} after it"
+        f"layer {layer.layer:>3} {layer.own_error:8.2%} by itself {layer.relative_error:8.2%} after it"
         for layer in worst
     ]
-    noise = "the excess is within two standard errors: more windows would tell\n       " if near else ""
-    why = "\n".join([f"{noise}error of the hidden states, the layers that add most:", *rows])
+    why = ["error of the hidden states, the layers that add most:", *rows]
+    if bound.error is not None and bound.excess < 2 * bound.error:
+        why.insert(0, "the excess is within two standard errors: more windows would tell")
+    if linears:
+        width = max(len(linear.module) for linear in linears[:5])
+        why.append("error of the outputs on the calibration text, the linears that changed most:")
+        why += [f"{linear.module:<{width}} {linear.relative_error:8.2%}" for linear in linears[:5]]
+    if figures.floor is not None:
+        why.append(f"for comparison, {floor_line(figures.floor)}")
     return GateError(
-        what,
-        where=where,
-        why=why,
+        bound.what,
+        where=bound.field,
+        why="\n       ".join(why),
         fix="quantize more finely (a smaller quantization.group_size), leave out what costs most "
-        f'(quantization.exclude: [lm_head, "model.layers.{worst[0].layer}.*"]), or allow more in {where}',
+        f'(quantization.exclude: [lm_head, "model.layers.{worst[0].layer}.*"]), '
+        f"or allow more in {bound.field}",
+    )
+
+
+def floor_line(floor: Floor) -> str:
+    """The arithmetic floor in words."""
+    return (
+        f"{floor.dtype} arithmetic alone: perplexity {floor.increase:+.3%}, KL {floor.kl:.2g}, "
+        f"same likeliest token {floor.top1:.2%}"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import UsageError, combined, file_error
-from toolchain.gate.verdict import GATE_FILE, judge, read_figures, wanted
+from toolchain.gate.verdict import GATE_FILE, judge, read_measured, wanted
 from toolchain.pipeline.artifact import publish, require_replaceable
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
@@ -110,7 +110,7 @@ def _passed_gates(recipe: Recipe, results: list[StageResult]) -> dict[str, Any]:
     """What the manifest says of the gates; nothing when the build stopped before them."""
     for result in results:
         if result.stage.name == "gate":
-            return judge(recipe.gates, read_figures(result.path / GATE_FILE))
+            return judge(recipe.gates, read_measured(result.path / GATE_FILE))
     return {}
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from toolchain.pipeline.files import canonical_json
 from toolchain.progress import Progress
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+"""What a model is; other files beside it (cards, texts, original checkpoints) may change freely."""
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,14 @@ class Stage:
             "arch": self.arch,
         }
         return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def versions(*packages: str) -> Mapping[str, str]:
+    """The installed version of each package, without importing it; "absent" if it is not there."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found

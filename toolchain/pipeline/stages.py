@@ -10,14 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
-from toolchain.gate.verdict import GATE_FILE, judge, read_figures, wanted, write_figures
+from toolchain.pipeline.gates import gate_stages
 from toolchain.pipeline.quantization import quantize_config
-from toolchain.pipeline.stage import Source, Stage, StageContext
+from toolchain.pipeline.stage import MODEL_FILES, Source, Stage, StageContext, versions
 from toolchain.pipeline.texts import CALIBRATION, read_text, text_config, text_source
 from toolchain.recipe.section import size_bytes
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from toolchain.text.files import TextFiles
 
 STAGES = ("source", "quantize", "gate", "engine", "repository")
-
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
-"""What a model is; other files beside it (cards, texts, original checkpoints) may change freely."""
 
 
 def build_stages(
@@ -45,7 +41,7 @@ def build_stages(
     return [
         _source(model, revision),
         _quantize(recipe, model, texts),
-        *_gate(recipe, model, texts),
+        *gate_stages(recipe, model, texts),
         _engine(recipe),
         _repository(recipe),
     ]
@@ -163,62 +159,6 @@ def _run_quantize(context: StageContext, hidden_memory: int | None) -> None:
         context.facts["calibration_commit"] = text.commit
 
 
-def _gate(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> list[Stage]:
-    """The measurement that the recipe's gates judge; nothing where no gate needs one."""
-    measured = {name: text for name, text in wanted(recipe.gates).items() if name in texts}
-    if not measured:
-        return []
-
-    def check(out_dir: Path) -> None:
-        judge(recipe.gates, read_figures(out_dir / GATE_FILE))
-
-    sources = {name: text_source(texts[name]) for name in measured}
-    config = {
-        name: {"windows": text.windows, "window": text.window, "stride": text.stride}
-        | text_config(texts[name])
-        for name, text in measured.items()
-    }
-    return [
-        Stage(
-            name="gate",
-            version=1,
-            run=_run_gate,
-            inputs=("quantize",),
-            sources={"model": Source(model, MODEL_FILES)} | sources,
-            config=config,
-            tools=versions("torch", "tokenizers"),
-            check=check,
-        )
-    ]
-
-
-def _run_gate(context: StageContext) -> None:
-    from toolchain.gate.run import measure
-
-    texts = {name: read_text(context.inputs[name], text) for name, text in context.config.items()}
-    measured = {
-        name: measure(
-            context.inputs["model"],
-            context.inputs["quantize"],
-            texts[name],
-            window=text["window"],
-            stride=text["stride"],
-            limit=text["windows"],
-            progress=context.progress,
-        )
-        for name, text in context.config.items()
-    }
-    write_figures(context.out_dir / GATE_FILE, measured)
-    first = next(iter(measured.values()))
-    context.facts["perplexity"] = round(first.quantized_perplexity, 4)
-    context.facts["increase"] = round(first.increase, 6)
-    context.facts["kl"] = round(first.kl, 6)
-    context.facts["top1"] = round(first.top1, 6)
-    commits = {name: text.commit for name, text in texts.items() if text.commit is not None}
-    if commits:
-        context.facts["commits"] = commits
-
-
 def _engine(recipe: Recipe) -> Stage:
     chosen = flavour(recipe.engine.flavour)
 
@@ -254,14 +194,3 @@ def _repository(recipe: Recipe) -> Stage:
         config={"flavour": chosen.name, **chosen.repository_config(recipe)},
         tools=versions("llmbuild"),
     )
-
-
-def versions(*packages: str) -> Mapping[str, str]:
-    """The installed version of each package, without importing it; "absent" if it is not there."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found

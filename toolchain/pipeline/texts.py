@@ -31,7 +31,7 @@ def find_texts(recipe: Recipe, *, calibration: bool, gates: bool) -> dict[str, T
     named = list(_named(recipe, calibration, gates))
     for _name, kind, field, text in named:
         if text.file is not None:
-            _require_file(text.file, kind, field)
+            require_file(text.file, kind, field)
     return {
         name: find_text(
             text.dataset,
@@ -52,7 +52,8 @@ def _named(recipe: Recipe, calibration: bool, gates: bool) -> Iterator[tuple[str
         yield name, "held-out text", f"gates.{name}.dataset", text
 
 
-def _require_file(file: Path, kind: str, field: str) -> None:
+def require_file(file: Path, kind: str, field: str) -> None:
+    """Make sure that a local text can be read. Raises UsageError, which names the `field` that named it."""
     if file.is_file() and os.access(file, os.R_OK):
         return
     if not file.exists():

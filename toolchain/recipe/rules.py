@@ -111,6 +111,15 @@ def _gates(recipe: Recipe) -> Iterator[Violation]:
             "without max_increase or max every model passes",
             "add `max_increase: 3%`",
         )
+    kl = recipe.gates.kl
+    if kl is not None and kl.max is None and kl.max_over_floor is None and kl.min_top1 is None:
+        yield Violation(
+            "gates.kl",
+            ("gates.kl.max", "gates.kl.max_over_floor", "gates.kl.min_top1"),
+            "gates.kl has no bound",
+            "without one every model passes",
+            "add `max: 0.02`, `max_over_floor: 20` or `min_top1: 97%`",
+        )
     calibration = recipe.quantization.calibration
     for name, text in (("perplexity", gate), ("kl", recipe.gates.kl)):
         if text is None:

@@ -120,9 +120,25 @@ class PerplexityGate(HeldOutText):
 
 
 class KlGate(HeldOutText):
-    """KL divergence of the quantized model's next-token distribution from the source's."""
+    """The quantized model's next-token distributions beside the source's. All bounds given must hold."""
 
-    max: Annotated[float, Field(gt=0)] = Field(description="Largest mean divergence per token, in nats.")
+    max: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Largest mean KL divergence per token, in nats."
+    )
+    max_over_floor: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Largest mean divergence as a multiple of the arithmetic floor: what the source loses by "
+        "computing in the dtype that it is stored in. For sources stored in 16 bits.",
+    )
+    min_top1: Percent | None = Field(
+        default=None,
+        description="Least share of the places at which the likeliest token is the source's, as 97%.",
+    )
+
+    @property
+    def least_top1(self) -> float | None:
+        """`min_top1` as a fraction."""
+        return None if self.min_top1 is None else float(self.min_top1.removesuffix("%")) / 100
 
 
 class SmokeGate(Section):

@@ -427,7 +427,7 @@ def test_a_gate_stops_the_build_until_its_threshold_allows_what_was_measured(tmp
     gates = json.loads(llmbuild("inspect", artifact, "--json").stdout)["gates"]
     assert gates["perplexity"]["passed"] is True
     assert gates["perplexity"]["increase"] == 0
-    assert json.loads((artifact / "gate" / "gate.json").read_text())["perplexity"]["windows"] == 2
+    assert json.loads((artifact / "gate" / "gate.json").read_text())["texts"]["perplexity"]["windows"] == 2
 
     again = gated(tmp_path, max=2)
     assert again.exit_code == 4
@@ -477,7 +477,18 @@ def test_eval_of_a_checkpoint_and_of_an_artifact(model, tmp_path):
 
     assert gated(tmp_path, max=1000).exit_code == 0
     artifact = tmp_path / "artifacts" / "demo-int4"
-    assert json.loads(llmbuild("eval", artifact, *options, "--json").stdout) == figures
+    again = json.loads(llmbuild("eval", artifact, *options, "--json").stdout)
+    assert again == figures | {"path": str(artifact)}
+
+    together = llmbuild("eval", model, artifact, *options)
+    assert [line.split()[0] for line in together.stdout.splitlines()[2:]] == [
+        "source",
+        "source",
+        str(model),
+        str(artifact),
+    ]
+    both = json.loads(llmbuild("eval", model, artifact, *options, "--json").stdout)
+    assert [one["path"] for one in both] == [str(model), str(artifact)]
 
 
 @pytest.mark.parametrize(
@@ -486,7 +497,7 @@ def test_eval_of_a_checkpoint_and_of_an_artifact(model, tmp_path):
         ([], "does not say which model it was made from"),
         (["--source", "./none"], "./none does not exist"),
         (["--dataset", "heldout.txt"], "a local file, file:PATH"),
-        (["--dataset", "file:none.txt"], "the data cannot be read"),
+        (["--dataset", "file:none.txt"], "there is no such held-out text file"),
         (["--window", "2000"], "the model's context of 1024"),
         (["--window", "8", "--stride", "9"], "a stride of 9 tokens"),
     ],

@@ -38,6 +38,32 @@ def test_a_stage_that_comes_out_the_same_leaves_later_stages_cached(toy, store):
     assert [r.outcome for r in results] == ["run", "cached"]
 
 
+def test_an_intermediate_is_made_only_when_its_stage_has_to_run(store):
+    made = []
+
+    def expensive(context):
+        made.append("expensive")
+        (context.out_dir / "file").write_text("x")
+
+    def cheap(context):
+        made.append("cheap")
+        (context.out_dir / "file").write_text((context.inputs["own"] / "file").read_text() * 2)
+
+    def stages(version=1, other=1):
+        own = Stage("intermediate", version, expensive)
+        return [Stage("whole", other, cheap, intermediates={"own": own})]
+
+    (result,) = run_pipeline(stages(), store)
+    assert (result.path / "file").read_text() == "xx"
+    assert made == ["expensive", "cheap"]
+    run_pipeline(stages(), store)
+    assert made == ["expensive", "cheap"]  # the whole is there: the intermediate may be gone
+    run_pipeline(stages(other=2), store)
+    assert made == ["expensive", "cheap", "cheap"]
+    run_pipeline(stages(version=2), store)  # it stands in the key, by its own key
+    assert made == ["expensive", "cheap", "cheap", "expensive", "cheap"]
+
+
 def test_until_stops_after_the_stage(toy, store):
     assert [r.stage.name for r in run_pipeline(toy.stages(), store, until="parts")] == ["parts"]
     assert "joined" not in toy.done()
