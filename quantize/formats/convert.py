@@ -19,7 +19,6 @@ from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint, check_held
 from quantize.formats.fold import Layer, fold_pre_quant_scales
 from quantize.formats.tensorfile import StoredTensor, write_tensor_file
 from quantize.linear import QuantizedLinear
-from quantize.selection import modules
 from toolchain.errors import ModelError, QuantizeError, os_error
 from toolchain.model.checkpoint import TORCH_DTYPES
 from toolchain.model.families import (
@@ -32,6 +31,7 @@ from toolchain.model.families import (
     linear_shapes,
 )
 from toolchain.model.safetensors_file import read_header
+from toolchain.model.selection import modules
 from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.progress import Progress, Silent
 
