@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantize.awq_method import Awq
 from quantize.calibration import Calibration, load_calibration
 from quantize.driver import Machine, quantize_model
 from quantize.formats.checkpoint import FORMATS, form_of
 from quantize.formats.convert import AUTO, convert_checkpoint
-from quantize.gptq_method import AwqGptq, Gptq
-from quantize.method import Method
+from quantize.methods import make_method
 from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
@@ -24,33 +22,6 @@ from toolchain.text.files import TextFiles
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _METHOD_FIELDS = ("group_size", "symmetric", "clip", "act_order", "damp", "alpha")
-
-
-def make_method(
-    name: str,
-    *,
-    group_size: int = 128,
-    symmetric: bool = True,
-    clip: bool = True,
-    act_order: bool = True,
-    damp: float = 0.01,
-) -> Method | None:
-    """The method that a recipe calls `name`; None for "none". Raises QuantizeError for an unknown one."""
-    if name == "none":
-        return None
-    if not symmetric:
-        raise QuantizeError("asymmetric codes are not available", where="quantization.symmetric")
-    if name == "awq":
-        return Awq(group_size, clip)
-    if name == "gptq":
-        return Gptq(group_size, clip, act_order, damp)
-    if name == "awq_gptq":
-        return AwqGptq(Gptq(group_size, clip, act_order, damp))
-    raise QuantizeError(
-        f"the method {name!r} is not available",
-        where="quantization.method",
-        fix="use awq, gptq, awq_gptq or none",
-    )
 
 
 def quantize_checkpoint(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from quantize.formats.checkpoint import QuantizedCheckpoint
-from quantize.run import make_method, quantize_checkpoint
+from quantize.run import quantize_checkpoint
 from toolchain.errors import QuantizeError
 from toolchain.text.files import TextFiles
 
@@ -70,16 +70,3 @@ def test_another_dtype_than_the_stored_is_refused(save_model: Callable[..., Path
         quantize_checkpoint(
             save_model(), tmp_path / "out", tmp_path / "work", config={"method": "none", "dtype": "float16"}
         )
-
-
-@pytest.mark.parametrize("name", ["awq", "gptq", "awq_gptq"])
-def test_a_method_carries_its_name_and_group_size(name: str) -> None:
-    method = make_method(name, group_size=64)
-    assert method is not None
-    assert method.scheme.group_size == 64
-    assert method.parameters()["method"] == name
-
-
-def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(QuantizeError, match="method 'magic' is not available"):
-        make_method("magic")
