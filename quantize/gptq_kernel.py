@@ -5,8 +5,6 @@ Needs triton, which comes with every CUDA build of torch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -51,23 +49,24 @@ def round_block(
     )
 
 
+# Without types: triton reads annotations as code.
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(
-    wanted: Any,
-    weight: Any,
-    scales: Any,
-    zeros: Any,
-    factor: Any,
-    codes: Any,
-    change: Any,
-    rows: Any,
-    columns: Any,
-    low: Any,
-    high: Any,
+def _kernel(  # type: ignore[no-untyped-def]
+    wanted,
+    weight,
+    scales,
+    zeros,
+    factor,
+    codes,
+    change,
+    rows,
+    columns,
+    low,
+    high,
     SIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-) -> None:
+):
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here_R = row_R < rows
     column_B = tl.arange(0, BLOCK)

@@ -121,8 +121,8 @@ class LayerRun:
 
         def mlp_inputs() -> Iterator[Tensor]:
             before_overwriting()
-            for batch, x_BSH in hidden:
-                x_BSH = layer.after_attention(x_BSH, between.read(batch)[..., :channels])
+            for (batch, x_BSH), (_, context_BSC) in zip(hidden, between, strict=True):
+                x_BSH = layer.after_attention(x_BSH, context_BSC[..., :channels])
                 hidden.write(batch, x_BSH)
                 yield layer.mlp_input(x_BSH)
 
@@ -243,9 +243,8 @@ class LayerRun:
             )
         del self.finished[f"{self.prefix}{name}.weight"]
         dtype = self.original[f"{name}.weight"].dtype
-        self.finished |= self.settings.form.linear_tensors(
-            self.prefix + name, linear.to("cpu"), method.scheme, dtype
-        )
+        tensors = self.settings.form.linear_tensors(self.prefix + name, linear, method.scheme, dtype)
+        self.finished |= {full_name: tensor.cpu() for full_name, tensor in tensors.items()}
         self.layer.tensors[f"{name}.weight"] = linear.dequantize(self.settings.dtype)
 
 

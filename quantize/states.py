@@ -42,7 +42,8 @@ class States:
         batches: list[slice],
         file: Path | None = None,
     ) -> None:
-        self.device, self.batches = device, batches
+        self.batches = batches
+        self._link = _Bus(device) if device.type == "cuda" else _Host()
         if file is None:
             # Pinned, so that batches travel to the GPU while it computes.
             self.values = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
@@ -51,28 +52,77 @@ class States:
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Every batch, on the device; the next one is on its way while this one is worked on."""
-        coming = self._fetch(self.batches[0])
+        self._link.begin_pass()
+        coming = self._link.fetch(self.values[self.batches[0]])
         for number, batch in enumerate(self.batches):
             here = coming
             if number + 1 < len(self.batches):
-                coming = self._fetch(self.batches[number + 1])
-            yield batch, here
-
-    def read(self, batch: slice) -> Tensor:
-        """A batch, on the device."""
-        return self._fetch(batch)
+                coming = self._link.fetch(self.values[self.batches[number + 1]])
+            yield batch, here()
 
     def write(self, batch: slice, values: Tensor) -> None:
-        """Put a batch of the device back, into the first channels if it has fewer."""
-        self.values[batch, :, : values.shape[-1]].copy_(values, non_blocking=True)
+        """Put a batch of the device back; a pass that begins later sees it."""
+        self._link.store(self.values[batch], values)
 
     def settle(self) -> None:
         """Wait until everything written is there."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self._link.settle()
 
-    def _fetch(self, batch: slice) -> Tensor:
-        return self.values[batch].to(self.device, non_blocking=True)
+
+class _Host:
+    """The device is the host: nothing travels."""
+
+    def begin_pass(self) -> None:
+        """Nothing to do."""
+
+    def settle(self) -> None:
+        """Nothing to do."""
+
+    def fetch(self, values: Tensor) -> Callable[[], Tensor]:
+        """The values themselves."""
+        return lambda: values
+
+    def store(self, target: Tensor, values: Tensor) -> None:
+        """Copy."""
+        target.copy_(values)
+
+
+class _Bus:
+    """Copies to and from a GPU beside its computations: one queue for each direction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._inward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._outward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin_pass(self) -> None:
+        """Let fetches wait for what was stored before."""
+        self._inward.wait_stream(self._outward)
+
+    def settle(self) -> None:
+        """Wait for the GPU."""
+        torch.cuda.synchronize(self.device)
+
+    def fetch(self, values: Tensor) -> Callable[[], Tensor]:
+        """Start a copy to the GPU; the call that is returned makes computations wait for it."""
+        with torch.cuda.stream(self._inward):
+            there = values.to(self.device, non_blocking=True)
+            arrived = self._inward.record_event()
+
+        def take() -> Tensor:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_event(arrived)
+            there.record_stream(here)
+            return there
+
+        return take
+
+    def store(self, target: Tensor, values: Tensor) -> None:
+        """Start a copy to the host, after what is being computed."""
+        self._outward.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._outward):
+            target.copy_(values, non_blocking=True)
+        values.record_stream(self._outward)
 
 
 def _mapped(file: Path, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

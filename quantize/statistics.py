@@ -8,7 +8,6 @@ blocks of G on its diagonal for the error that arises within one group of channe
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quantize.integer import in_groups
@@ -47,19 +46,19 @@ class InputStatistics:
 
     def update(self, x_TI: Tensor) -> None:
         """Take in rows x [tokens, in] of any float dtype."""
-        x_TI = x_TI.float()
+        x_TI = _operand(x_TI)
         tokens = x_TI.shape[0]
-        self._sum += x_TI.abs().sum(dim=0)
+        self._sum += x_TI.abs().sum(dim=0, dtype=torch.float32)
         x_GTI = in_groups(x_TI, self.group_size).transpose(0, 1)
-        self.blocks.baddbmm_(x_GTI.transpose(1, 2), x_GTI)
-        sign_T = torch.randint(2, (tokens,), generator=self._random).mul_(2).sub_(1)
-        signed_TI = x_TI * sign_T.to(x_TI.device).unsqueeze(1)
-        # Sums over whole rounds of 512 rows, which every device adds in the same order from run to run.
-        before = self.tokens % _SKETCH_ROWS
-        after = -(before + tokens) % _SKETCH_ROWS
-        if before or after:
-            signed_TI = F.pad(signed_TI, (0, 0, before, after))
-        self.sketch += signed_TI.view(-1, _SKETCH_ROWS, x_TI.shape[1]).sum(dim=0)
+        _add_product(self.blocks, x_GTI.transpose(1, 2), x_GTI)
+        sign_T = torch.randint(2, (tokens,), generator=self._random).mul_(2).sub_(1).to(x_TI)
+        row_T = torch.arange(self.tokens, self.tokens + tokens, device=x_TI.device) % _SKETCH_ROWS
+        if x_TI.is_cuda:
+            # A product, since a GPU adds scattered rows in another order every time.
+            signs_ST = x_TI.new_zeros(_SKETCH_ROWS, tokens).scatter_(0, row_T[None], sign_T[None])
+            _add_product(self.sketch, signs_ST, x_TI)
+        else:
+            self.sketch.index_add_(0, row_T, x_TI * sign_T.unsqueeze(1))
         self.tokens += tokens
 
 
@@ -89,13 +88,21 @@ class GramStatistics:
     def update(self, x_TI: Tensor) -> None:
         """Take in rows x [tokens, in] of any float dtype."""
         self.inputs.update(x_TI)
-        # The GPU multiplies 16-bit numbers into float32 sums; a product of two of them is exact there.
-        narrow = x_TI.is_cuda and x_TI.dtype != torch.float32
-        x_TI = x_TI if narrow else x_TI.float()
+        x_TI = _operand(x_TI)
         for columns in self._columns:
             upper = self._gram[columns, columns.start :]
-            left, right = x_TI[:, columns].t(), x_TI[:, columns.start :]
-            if narrow:
-                upper += torch.mm(left, right, out_dtype=torch.float32)
-            else:
-                upper.addmm_(left, right)
+            _add_product(upper, x_TI[:, columns].t(), x_TI[:, columns.start :])
+
+
+def _operand(x: Tensor) -> Tensor:
+    """Inputs as they enter products: 16-bit numbers on a GPU, where products of two are exact; else float32."""
+    return x if x.is_cuda and x.dtype != torch.float32 else x.float()
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, with float32 sums; matrices or batches of them."""
+    if left.dtype == torch.float32:
+        (total.addmm_ if total.dim() == 2 else total.baddbmm_)(left, right)
+    else:
+        multiply = torch.mm if total.dim() == 2 else torch.bmm
+        total += multiply(left, right, out_dtype=torch.float32)
