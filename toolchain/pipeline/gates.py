@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,15 +72,15 @@ def gate_stages(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> 
         )
         for name, text in measured.items()
     }
-    commits = {name: texts[name].commit for name in measured if texts[name].commit is not None}
+    commits = {name: commit for name in measured if (commit := texts[name].commit) is not None}
     return [
         Stage(
             name="gate",
             version=2,
-            run=_run_gate,
+            run=partial(_run_gate, commits=commits),  # recorded, but no part of the key: see text_config
             inputs=("quantize",),
             sources={"model": Source(model, MODEL_FILES)},
-            config={"device": device_type(device), "texts": list(measured), "commits": commits},
+            config={"device": device_type(device), "texts": list(measured)},
             tools=versions("torch"),
             intermediates=baselines,
             check=check,
@@ -87,7 +88,7 @@ def gate_stages(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> 
     ]
 
 
-def _run_gate(context: StageContext) -> None:
+def _run_gate(context: StageContext, commits: Mapping[str, str]) -> None:
     from toolchain.gate.baseline import Baseline
     from toolchain.gate.evaluate import evaluate
 
@@ -104,8 +105,8 @@ def _run_gate(context: StageContext) -> None:
     }
     write_measured(context.out_dir / GATE_FILE, figures, worst_linears(checkpoint))
     context.facts.update(_facts(figures))
-    if context.config["commits"]:
-        context.facts["commits"] = context.config["commits"]
+    if commits:
+        context.facts["commits"] = dict(commits)
 
 
 def _facts(figures: Mapping[str, Any]) -> dict[str, float]:
