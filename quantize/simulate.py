@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, NVFP4, W4A8_AWQ
+from quantize.formats.base import FP8, FP8_ROWWISE, INT8_DYNAMIC, INT8_SQ, NVFP4, W4A8_AWQ
 from quantize.linear import QuantizedLinear
 
 E4M3_MAX = 448.0
@@ -25,7 +25,10 @@ FP4_BLOCK = 16
 
 Rounding = Callable[[Tensor], Tensor]
 
-_GRIDS = {FP8: E4M3_MAX, FP8_ROWWISE: E4M3_MAX, W4A8_AWQ: E4M3_MAX, INT8_SQ: INT8_MAX}
+_GRIDS = {
+    **dict.fromkeys((FP8, FP8_ROWWISE, W4A8_AWQ), E4M3_MAX),
+    **dict.fromkeys((INT8_SQ, INT8_DYNAMIC), INT8_MAX),
+}
 """quant_algo -> the largest code of its activations."""
 
 

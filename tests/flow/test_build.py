@@ -265,7 +265,7 @@ def test_a_build_until_quantize_is_an_artifact_and_the_way_to_a_whole_one(
     assert list(until.stages) == ["source", "quantize"]
     assert json.loads(until.stdout)["complete"] is False
     assert {path.name for path in half.artifact.iterdir()} == {
-        "manifest.json", "recipe.yaml", "source", "quantize",
+        "manifest.json", "recipe.yaml", "report.html", "source", "quantize",
     }  # fmt: skip
 
     inspected = json.loads(half.llmbuild("inspect", str(half.artifact), "--verify", "--json").stdout)

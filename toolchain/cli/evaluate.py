@@ -88,31 +88,10 @@ def eval(
 
 
 def _print(figures: Evaluation) -> None:
-    floor = figures.floor
-    rows = [
-        ["perplexity of the source", f"{figures.source_perplexity:.4f}", "", ""],
-        ["perplexity, quantized", f"{figures.quantized_perplexity:.4f}", "", ""],
-        [
-            "increase",
-            f"{figures.increase:+.3%}",
-            _noise(figures.increase_error, ".3%"),
-            f"{floor.increase:+.3%}" if floor else "",
-        ],
-        [
-            "KL(source || quantized), nats",
-            f"{figures.kl:.6f}",
-            _noise(figures.kl_error, ".6f"),
-            f"{floor.kl:.6f}" if floor else "",
-        ],
-        [
-            "same likeliest token",
-            f"{figures.top1:.2%}",
-            _noise(figures.top1_error, ".2%"),
-            f"{floor.top1:.2%}" if floor else "",
-        ],
-    ]
-    columns = ["figure", ">value", ">standard error", f">{floor.dtype} alone" if floor else ""]
-    table(columns, rows, title=_title(figures))
+    from toolchain.gate.table import figure_table
+
+    (first, *others), rows = figure_table(figures)
+    table([first, *(f">{name}" for name in others)], rows, title=_title(figures))
     typer.echo(f"\nrounded: weights{''.join(f', {what}' for what in figures.simulated)}\n")
     table(
         [">layer", ">by itself", ">error after it"],
@@ -125,6 +104,8 @@ def _print(figures: Evaluation) -> None:
 
 
 def _print_beside_each_other(paths: list[Path], figures: list[Evaluation]) -> None:
+    from toolchain.gate.table import noise
+
     floor, first = figures[0].floor, figures[0]
     rows = [["source", f"{first.source_perplexity:.4f}", "", "", "", "", ""]]
     if floor is not None:
@@ -146,7 +127,7 @@ def _print_beside_each_other(paths: list[Path], figures: list[Evaluation]) -> No
                 f"{one.quantized_perplexity:.4f}",
                 f"{one.increase:+.3%}",
                 f"{one.kl:.6f}",
-                _noise(one.kl_error, ".6f"),
+                noise(one.kl_error, ".6f"),
                 f"{one.top1:.2%}",
                 ", ".join(one.simulated),
             ]
@@ -165,7 +146,3 @@ def _print_beside_each_other(paths: list[Path], figures: list[Evaluation]) -> No
 
 def _title(figures: Evaluation) -> str:
     return f"{figures.tokens} tokens predicted, windows of {figures.window}, stride {figures.stride}"
-
-
-def _noise(error: float | None, form: str) -> str:
-    return "one window: unknown" if error is None else f"± {error:{form}}"

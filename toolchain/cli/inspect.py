@@ -62,6 +62,7 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
         "name": manifest.name,
         "created": manifest.created,
         "gates": manifest.gates,
+        "report": artifact.report,
         "stages": [entry.record.to_json() for entry in manifest.stages.values()],
         "bytes": sum(entry.size for entry in manifest.files.values()),
     }
@@ -101,6 +102,8 @@ def _print_artifact(artifact: Artifact) -> None:
         rows,
         title=f"{manifest.name}, {manifest.created}",
     )
+    if artifact.report is not None:
+        typer.echo(f"\nreport: {artifact.report}\n")
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import GateError, combined
-from toolchain.gate.result import Evaluation, Floor, LinearError, Measured
+from toolchain.gate.result import Evaluation, LinearError, Measured
+from toolchain.gate.table import floor_line
 
 if TYPE_CHECKING:
     from toolchain.recipe.schema import Gates, HeldOutText, KlGate, PerplexityGate
@@ -201,12 +202,4 @@ def _failure(bound: _Bound, figures: Evaluation, linears: tuple[LinearError, ...
         fix="quantize more finely (a smaller quantization.group_size), leave out what costs most "
         f'(quantization.exclude: [lm_head, "model.layers.{worst[0].layer}.*"]), '
         f"or allow more in {bound.field}",
-    )
-
-
-def floor_line(floor: Floor) -> str:
-    """The arithmetic floor in words."""
-    return (
-        f"{floor.dtype} arithmetic alone: perplexity {floor.increase:+.3%}, KL {floor.kl:.2g}, "
-        f"same likeliest token {floor.top1:.2%}"
     )

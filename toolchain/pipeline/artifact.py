@@ -3,6 +3,7 @@
     artifacts/NAME/
         recipe.yaml     the resolved recipe
         manifest.json   see toolchain.pipeline.manifest
+        report.html     figures and charts for people
         <stage>         a link to each stage's output in the store
 
 The links are absolute, so that an artifact may be moved; `cp -rL artifacts/NAME elsewhere` makes a copy that
@@ -42,6 +43,7 @@ from toolchain.progress import Progress
 
 _RECIPE = "recipe.yaml"
 _MANIFEST = "manifest.json"
+_REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Artifact:
     def recipe(self) -> Path:
         """The resolved recipe."""
         return self.path / _RECIPE
+
+    @property
+    def report(self) -> Path | None:
+        """The report for people; None where the artifact has none."""
+        return self.path / _REPORT if _REPORT in self.manifest.files else None
 
     def dir(self, stage: str) -> Path:
         """The directory with a stage's output: in the store, or in a portable copy.
@@ -162,7 +169,7 @@ def require_replaceable(path: Path) -> None:
     Raises:
         UsageError: something else is there, which publishing would destroy.
     """
-    ours = {_RECIPE, _MANIFEST}
+    ours = {_RECIPE, _MANIFEST, _REPORT}
     with storing("read the artifact", path):
         if path.is_dir() and not path.is_symlink():
             foreign = [p.name for p in sorted(path.iterdir()) if p.name not in ours and not p.is_symlink()]
@@ -183,6 +190,7 @@ def publish(
     store: Store,
     *,
     recipe: str,
+    report: str | None = None,
     gates: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Make the results of a build the artifact at `path`, in one step that readers cannot see half of.
@@ -195,20 +203,21 @@ def publish(
         results: what `run_pipeline` returned.
         store: holds the outputs.
         recipe: the resolved recipe, YAML.
+        report: the report for people, HTML.
         gates: the result of each gate, JSON.
 
     Raises:
         UsageError: something is at `path` that no build made (`require_replaceable` tells beforehand).
         StoreError: the disk is full or read-only.
     """
-    recipe_bytes = recipe.encode()
+    own = {_RECIPE: recipe.encode()} | ({_REPORT: report.encode()} if report is not None else {})
     manifest = Manifest(
         name=path.name,
         llmbuild=llmbuild_version(),
         created=now(),
-        recipe_sha256=hashlib.sha256(recipe_bytes).hexdigest(),
+        recipe_sha256=hashlib.sha256(own[_RECIPE]).hexdigest(),
         stages={r.stage.name: StageEntry(r.outcome, r.record) for r in results},
-        files=_files(results, recipe_bytes),
+        files=_files(results, own),
         gates=dict(gates or {}),
     )
     with storing("publish the artifact", path), contextlib.ExitStack() as stack:
@@ -223,7 +232,8 @@ def publish(
         version = path.parent / f".{path.name}.{secrets.token_hex(8)}"
         stack.callback(remove_tree, version)  # by then the version that was replaced, if any
         version.mkdir()
-        write_durable(version / _RECIPE, recipe_bytes)
+        for name, content in own.items():
+            write_durable(version / name, content)
         write_durable(version / _MANIFEST, manifest.to_bytes())
         for result in results:
             (version / result.stage.name).symlink_to(result.path)
@@ -236,8 +246,10 @@ def publish(
     return Artifact.open(path)
 
 
-def _files(results: Sequence[StageResult], recipe: bytes) -> dict[str, FileEntry]:
-    files = {_RECIPE: FileEntry(hashlib.sha256(recipe).hexdigest(), len(recipe))}
+def _files(results: Sequence[StageResult], own: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    files = {
+        name: FileEntry(hashlib.sha256(content).hexdigest(), len(content)) for name, content in own.items()
+    }
     for result in results:
         for name, entry in result.object.listing.files.items():
             files[f"{result.stage.name}/{name}"] = entry

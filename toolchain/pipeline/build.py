@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolchain.errors import UsageError, combined, file_error
 from toolchain.gate.verdict import GATE_FILE, judge, read_measured, wanted
 from toolchain.pipeline.artifact import publish, require_replaceable
+from toolchain.pipeline.report import report_of
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
 from toolchain.pipeline.store import Store
@@ -102,7 +103,14 @@ def build_recipe(
         stages = build_stages(recipe, model, revision, texts)
         results = run_pipeline(stages, opened, until=until, force=force, progress=progress)
         gates = _passed_gates(recipe, results)
-        publish(out / recipe.name, results, opened, recipe=dump_recipe(recipe), gates=gates)
+        publish(
+            out / recipe.name,
+            results,
+            opened,
+            recipe=dump_recipe(recipe),
+            report=report_of(recipe, results),
+            gates=gates,
+        )
     return Built(out / recipe.name, results)
 
 

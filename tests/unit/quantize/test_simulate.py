@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, INT8_WO, NVFP4, W4A8_AWQ, W4A16_AWQ
+from quantize.formats.base import (
+    FP8,
+    FP8_ROWWISE,
+    INT8_DYNAMIC,
+    INT8_SQ,
+    INT8_WO,
+    NVFP4,
+    NVFP4_WO,
+    W4A8_AWQ,
+    W4A16_AWQ,
+)
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
 from quantize.simulate import cache_rounding, input_rounding, round_e2m1, round_e4m3
@@ -79,7 +89,9 @@ def test_a_static_scale(algo: str, grid: Tensor, scale: float, smooth: bool) -> 
     assert ((codes - exact).abs() - distance(exact, grid)).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize(("algo", "grid", "top"), [(FP8_ROWWISE, E4M3, 448), (INT8_SQ, INT8, 127)])
+@pytest.mark.parametrize(
+    ("algo", "grid", "top"), [(FP8_ROWWISE, E4M3, 448), (FP8, E4M3, 448), (INT8_DYNAMIC, INT8, 127)]
+)
 def test_without_a_scale_each_token_has_its_own(algo: str, grid: Tensor, top: int) -> None:
     x = inputs()
     rounded = input_rounding(linear(), algo)
@@ -107,7 +119,7 @@ def test_nvfp4_has_a_scale_for_each_block_of_sixteen() -> None:
             assert (off - nearest).abs().max() < 1e-5 * max(1, float(values.abs().max()))
 
 
-@pytest.mark.parametrize("algo", [W4A16_AWQ, INT8_WO])
+@pytest.mark.parametrize("algo", [W4A16_AWQ, INT8_WO, NVFP4_WO])
 def test_weight_only_schemes_leave_the_input_alone(algo: str) -> None:
     assert input_rounding(linear(), algo) is None
     assert input_rounding(linear(pre_quant_scale=torch.ones(32)), algo) is None

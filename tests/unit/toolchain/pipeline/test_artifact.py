@@ -179,3 +179,16 @@ def test_a_reader_never_sees_half_of_a_rebuild(path, toy, tmp_path, fork):
         seen.add(artifact_key)
     child.result()
     assert len(seen) > 1
+
+
+def test_a_report_is_one_of_the_artifacts_files(toy, store, tmp_path):
+    path = tmp_path / "toy"
+    results = run_pipeline(toy.stages(), store)
+    assert publish(path, results, store, recipe="name: toy\n").report is None
+    artifact = publish(path, results, store, recipe="name: toy\n", report="<p>good</p>")
+    assert artifact.report == path / "report.html"
+    assert artifact.report.read_text() == "<p>good</p>"
+    artifact.verify()
+    artifact.report.write_text("<p>fine</p>")
+    with pytest.raises(StoreError, match=r"1 of the artifact's files are not what was published"):
+        artifact.verify()

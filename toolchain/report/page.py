@@ -1,0 +1,210 @@
+"""The report of an artifact, from what its stages left: figures of the gates, errors, scales, sizes.
+
+The same values give the same bytes: there is no date in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from toolchain.gate.result import Evaluation, Measured
+from toolchain.gate.table import figure_table
+from toolchain.model.families import linear_kind
+from toolchain.plan.memory import human_bytes
+from toolchain.report.svg import Axis, bars, histogram, lines, percent, shares
+
+_WIDTH = 1080
+_SEARCHED = {
+    "alpha": ("alpha, the exponent of the channel scales", 0.05),
+    "mean_clip": ("clip ratio, mean over a linear's groups", 0.02),
+}
+"""What a report may say of a linear: in words, and the width of a part of its histogram."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem;
+       background: light-dark(#fff, #16181b); color: light-dark(#1b1d21, #e4e6ea); }
+h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.2rem; }
+p { margin: 0 0 0.6rem; max-width: 50rem; } .pair { display: flex; gap: 40px; flex-wrap: wrap; }
+table { border-collapse: collapse; } th, td { padding: 0.2rem 1.2rem 0.2rem 0; text-align: left; }
+th { font-weight: 600; border-bottom: 1px solid #8888; } .number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; }
+td.words, th.words { text-align: left; }
+svg { display: block; max-width: 100%; height: auto; }
+svg text { font: 13px system-ui, sans-serif; fill: currentColor; }
+.line { fill: none; stroke-width: 1.5; opacity: 0.7; }
+.grid { stroke: currentColor; opacity: 0.15; } .axis { stroke: currentColor; opacity: 0.6; }
+code { font-family: ui-monospace, monospace; font-size: 0.92em; }
+"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report shows.
+
+    Args:
+        name: of the artifact.
+        about: what stands below it, such as the model and the method; name to value.
+        linears: by full name of each quantized linear, what `quantization_report.json` says of it.
+        measured: what the gates measured; None where nothing did.
+        sizes: bytes of the checkpoint by kind of tensor.
+    """
+
+    name: str
+    about: Mapping[str, str] = field(default_factory=dict)
+    linears: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measured: Measured | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def render(facts: Facts) -> str:
+    """The whole page."""
+    parts = [f"<h1>{escape(facts.name)}</h1>", _about(facts.about)]
+    for gate, figures in (facts.measured.texts if facts.measured else {}).items():
+        parts += _figures(figures, gate)
+    parts += _linears(facts.linears)
+    parts += _choices(facts.linears)
+    if facts.sizes:
+        largest = dict(sorted(facts.sizes.items(), key=lambda part: -part[1]))
+        parts += [
+            "<h2>Size of the checkpoint</h2>",
+            f"<p>{human_bytes(sum(largest.values()))} of tensors, all layers together.</p>",
+            shares(largest, lambda value: human_bytes(int(value)), width=_WIDTH),
+        ]
+    title = escape(facts.name)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _about(about: Mapping[str, str]) -> str:
+    return "<p>" + " · ".join(f"{escape(name)}: {escape(value)}" for name, value in about.items()) + "</p>"
+
+
+def _figures(figures: Evaluation, gate: str) -> list[str]:
+    rounded = ", ".join(("weights", *figures.simulated))
+    depth = len(figures.layers)
+    highest = max((max(layer.relative_error, layer.own_error) for layer in figures.layers), default=0)
+    series = {
+        "error after the layer": [(layer.layer, layer.relative_error) for layer in figures.layers],
+        "what the layer adds by itself": [(layer.layer, layer.own_error) for layer in figures.layers],
+    }
+    return [
+        f"<h2>Beside the source, on the text of <code>gates.{escape(gate)}</code></h2>",
+        f"<p>{figures.tokens} tokens predicted in {figures.windows} windows of {figures.window}, stride "
+        f"{figures.stride}. Rounded: {escape(rounded)}.</p>",
+        _table(*figure_table(figures)),
+        "<h2>Hidden states, layer by layer</h2>",
+        "<p>Relative to the source's hidden states, root mean square over tokens. What a layer adds by "
+        "itself is its error on the source's own inputs.</p>",
+        lines(
+            Axis.of_numbers("decoder layer", depth),
+            Axis.to("relative error", highest, percent),
+            series,
+            size=(_WIDTH, 320),
+        ),
+    ]
+
+
+def _linears(linears: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    known = {
+        name: facts["relative_error"]
+        for name, facts in linears.items()
+        if "relative_error" in facts and _LAYER.fullmatch(name)
+    }
+    if not known:
+        return []
+    for (kind, layer), errors in sorted(_by_kind(known).items(), key=lambda item: item[0][1]):
+        series.setdefault(kind.rpartition(".")[2], []).append((layer, sum(errors) / len(errors)))
+    depth = 1 + max(int(layer) for points in series.values() for layer, _ in points)
+    highest = max(up for points in series.values() for _, up in points)
+    worst = sorted(known.items(), key=lambda item: -item[1])[:8]
+    return [
+        "<h2>Outputs of the linears on the calibration text</h2>",
+        "<p>Norm of what quantization changed over the norm of the output; experts are averaged.</p>",
+        lines(
+            Axis.of_numbers("decoder layer", depth),
+            Axis.to("relative error", highest, percent),
+            series,
+            size=(_WIDTH, 360),
+        ),
+        "<h2>The linears that changed most</h2>",
+        _table(
+            ("linear", "relative error", "chosen"),
+            [(name, f"{error:.2%}", _chosen(linears[name])) for name, error in worst],
+            words=(0, 2),
+        ),
+    ]
+
+
+def _by_kind(values: Mapping[str, float]) -> dict[tuple[str, int], list[float]]:
+    """The values of linears of one kind and layer."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for name, value in values.items():
+        match = _LAYER.fullmatch(name)
+        if match:
+            found[linear_kind(match[2]), int(match[1])].append(value)
+    return found
+
+
+def _chosen(facts: Mapping[str, Any]) -> str:
+    """What the method says of a linear besides its errors."""
+    said = []
+    for name, value in facts.items():
+        words = name.replace("_", " ")
+        if name.startswith("relative_error") or value is False or not isinstance(value, float | int | str):
+            continue
+        said.append(
+            words
+            if value is True
+            else f"{words} {value:.3g}"
+            if isinstance(value, float)
+            else f"{words} {value}"
+        )
+    return ", ".join(said)
+
+
+def _choices(linears: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Histograms of what the search chose."""
+    charts = []
+    for name, (label, step) in _SEARCHED.items():
+        values = [
+            float(facts[name]) for facts in linears.values() if isinstance(facts.get(name), float | int)
+        ]
+        if not values:
+            continue
+        low = math.floor(min(values) * 10) / 10
+        # Each part is centred on one of the values that a search in such steps can choose.
+        count = round((1 - low) / step) + 1
+        parts = histogram(values, low - step / 2, 1 + step / 2, count)
+        across = Axis(
+            label,
+            low - step / 2,
+            1 + step / 2,
+            tuple(low + tenth / 10 for tenth in range(round((1 - low) * 10) + 1)),
+            lambda value: f"{value:.3g}",
+        )
+        up = Axis.to("linears", max(height for _, _, height in parts), lambda value: f"{value:.3g}")
+        charts.append(bars(across, up, parts, size=((_WIDTH - 40) // 2, 260)))
+    return ["<h2>What the search chose</h2>", f'<div class="pair">{"".join(charts)}</div>'] if charts else []
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+    """All columns are numbers but those of `words`."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        kinds = ("words" if number in words else "number" for number in range(len(row)))
+        return "".join(
+            f'<{tag} class="{kind}">{escape(cell)}</{tag}>' for kind, cell in zip(kinds, row, strict=True)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><tr>{cells('th', columns)}</tr>{body}</table>"
