@@ -20,9 +20,9 @@ from quantize.driver import quantize_model
 from quantize.formats.base import FP8, LinearScheme
 from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
-from quantize.selection import modules
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import expected_tensors
+from toolchain.model.selection import modules
 from toolchain.model.spec import load_spec
 
 os.environ["HF_HUB_OFFLINE"] = "1"
