@@ -1,4 +1,4 @@
-"""Experts against nvidia-modelopt itself: the names, shapes and exclusions of its FP8 export are ours.
+"""Experts against nvidia-modelopt itself: our FP8 checkpoint has the tensors and the words of its export.
 
 Of AWQ with experts there is no export to compare with: ModelOpt 0.47 stops at the experts that transformers 5
 fuses in memory, which `test_modelopt_has_no_awq_export_of_experts` watches.
@@ -17,11 +17,11 @@ import torch
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
-from quantize.formats.base import FP8, LinearScheme
-from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint
+from quantize.formats.checkpoint import QuantizedCheckpoint
+from quantize.fp8_method import Fp8
 from quantize.linear import QuantizedLinear
+from quantize.method import Method
 from toolchain.model.checkpoint import Checkpoint
-from toolchain.model.families import expected_tensors
 from toolchain.model.selection import modules
 from toolchain.model.spec import load_spec
 
@@ -83,26 +83,20 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return root / "source", export(model, mtq.FP8_DEFAULT_CFG, root / "theirs")
 
 
-def test_names_and_shapes_are_ours(exported: tuple[Path, Path]) -> None:
-    source, theirs = exported
-    spec = load_spec(source)
-    form, scheme, stored = FORMATS["modelopt"], LinearScheme(FP8), Checkpoint.open(theirs)
-    linears = modules(spec)[1]
-    weights = {f"{module}.weight" for module in linears}
-    expected = {name: shape for name, shape in expected_tensors(spec).items() if name not in weights}
-    for module in linears:
-        ours = form.linear_tensors(module, form.read_linear(stored, module, scheme), scheme)
-        for name, tensor in ours.items():
-            same = tensor.reshape(-1).view(torch.uint8), stored.read(name).reshape(-1).view(torch.uint8)
-            assert torch.equal(*same), name
-            expected[name] = tuple(tensor.shape)
-    assert {name: stored.shape(name) for name in stored.names} == expected
+def ours(source: Path, root: Path, method: Method) -> Path:
+    calibration = Calibration("random", TOKENS, seed=0)
+    quantize_model(source, root / "ours", root / "work", method=method, calibration=calibration)
+    return root / "ours"
 
 
-def test_routers_are_excluded_in_the_same_words(exported: tuple[Path, Path]) -> None:
+def test_our_fp8_checkpoint_has_the_same_tensors(exported: tuple[Path, Path], tmp_path: Path) -> None:
     source, theirs = exported
-    description = json.loads((theirs / "hf_quant_config.json").read_text())["quantization"]
-    assert description["exclude_modules"] == modules(load_spec(source))[0]
+    mine, stored = Checkpoint.open(ours(source, tmp_path, Fp8())), Checkpoint.open(theirs)
+    assert {name: (mine.dtype(name), mine.shape(name)) for name in mine.names} == {
+        name: (stored.dtype(name), stored.shape(name)) for name in stored.names
+    }
+    read = lambda directory: json.loads((directory / "hf_quant_config.json").read_text())  # noqa: E731
+    assert read(tmp_path / "ours") == read(theirs)
 
 
 def test_weights_of_experts_are_read_as_what_they_were(exported: tuple[Path, Path]) -> None:
@@ -117,18 +111,14 @@ def test_weights_of_experts_are_read_as_what_they_were(exported: tuple[Path, Pat
         assert ((linear.dequantize() - weight).abs() <= bound * 1.001).all(), module
 
 
-def test_our_checkpoint_names_the_same_modules(exported: tuple[Path, Path], tmp_path: Path) -> None:
+def test_our_awq_checkpoint_names_the_same_modules(exported: tuple[Path, Path], tmp_path: Path) -> None:
     source, theirs = exported
-    calibration = Calibration("random", TOKENS, seed=0)
-    quantize_model(source, tmp_path / "ours", tmp_path / "work", method=Awq(), calibration=calibration)
-    names = [
-        {name.rpartition(".")[0] for name in Checkpoint.open(directory).names}
-        for directory in (tmp_path / "ours", theirs)
-    ]
+    directories = ours(source, tmp_path, Awq()), theirs
+    names = [{name.rpartition(".")[0] for name in Checkpoint.open(path).names} for path in directories]
     assert names[0] == names[1]
     excluded = [
-        json.loads((directory / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
-        for directory in (tmp_path / "ours", theirs)
+        json.loads((path / "hf_quant_config.json").read_text())["quantization"]["exclude_modules"]
+        for path in directories
     ]
     assert excluded[0] == excluded[1]
 
