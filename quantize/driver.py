@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ def quantize_model(
     kv_cache: str | None = None,
     form: Format = FORMATS["modelopt"],
     machine: Machine = Machine(),
+    about: Mapping[str, Any] = MappingProxyType({}),
     events: Progress | None = None,
 ) -> dict[str, Any]:
     """Write `source_dir`, quantized, to `out_dir`.
@@ -93,6 +95,7 @@ def quantize_model(
         kv_cache: "FP8" or "INT8" to measure the scales of a quantized KV cache as well.
         form: the file form of the output.
         machine: where and within which memory it works; the bytes depend on the device alone.
+        about: JSON that goes into the report as it is.
         events: is told of each layer.
 
     Returns:
@@ -120,8 +123,12 @@ def quantize_model(
     methods = assign_methods(spec, method, exclude, overrides)
     if not methods and kv_cache is None:
         tensors = {name: _stored(checkpoint, name) for name in expected_tensors(spec) if name in checkpoint}
+        plain: dict[str, Any] = {"method": {"method": "none"}, **about}
+        if about:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            write_text_file(out_dir / REPORT_FILE, json.dumps(plain, indent=2) + "\n")
         write_checkpoint(source_dir, out_dir, tensors, None, form)
-        return {"method": {"method": "none"}, "seconds_per_layer": []}
+        return plain | {"seconds_per_layer": []}
 
     check_shapes(spec, methods)
     scheme = Scheme({name: own.scheme for name, own in methods.items()}, _left_alone(spec, methods), kv_cache)
@@ -147,6 +154,7 @@ def quantize_model(
         },
     }
     unreached = [name for name, facts in report["linears"].items() if facts.get("calibration_tokens") == 0]
+    report |= about
     if unreached:
         report["unreached_experts"] = list(dict.fromkeys(name.rpartition(".")[0] for name in unreached))
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from quantize.driver import Machine, quantize_model
 from quantize.formats.checkpoint import FORMATS, form_of
 from quantize.formats.convert import AUTO, convert_checkpoint
 from quantize.methods import make_method
+from quantize.mixed import Budget, Search, quantize_searched
 from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ def quantize_checkpoint(
     config: Mapping[str, Any],
     calibration_text: TextFiles | None = None,
     hidden_memory: int | None = None,
+    divergence: Callable[[Path], float] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize the model in `model_dir` as a recipe says. Everything else is as in `quantize_model`.
@@ -44,11 +46,12 @@ def quantize_checkpoint(
         out_dir: where the checkpoint goes.
         work_dir: the state to resume from.
         config: `method` and what else of a recipe's `quantization` it reads: the methods' own fields,
-            `exclude`, `overrides`, `kv_cache` ("FP8" or "INT8"), `format`, `device`; `dtype` ("auto", or the
-            dtype that the source must have); with a `calibration_text`, `calibration`: `samples`, `seq_len`,
-            `seed`.
+            `exclude`, `overrides`, `kv_cache` ("FP8" or "INT8"), `format`, `device`, `search` (`candidates`
+            and `max_bits`, `max_bytes`, `max_kl`); `dtype` ("auto", or the dtype that the source must have);
+            with a `calibration_text`, `calibration`: `samples`, `seq_len`, `seed`.
         calibration_text: the calibration data; None for a method that needs none.
         hidden_memory: as in `Machine`.
+        divergence: measures a quantized model, for a search with a budget of KL divergence.
         progress: is told of each layer.
 
     Returns:
@@ -78,19 +81,29 @@ def quantize_checkpoint(
             progress=progress,
             **{name: config["calibration"][name] for name in ("samples", "seq_len", "seed")},
         )
-    report = quantize_model(
-        model_dir,
-        out_dir,
-        work_dir,
-        method=make_method(config["method"], **_options(config)),
-        calibration=calibration,
-        exclude=config.get("exclude", ()),
-        overrides=[_override(config, own) for own in config.get("overrides", ())],
-        kv_cache=config.get("kv_cache"),
-        form=FORMATS.get(config.get("format", AUTO), FORMATS["modelopt"]),
-        machine=Machine(config.get("device", "auto"), hidden_memory),
-        events=progress,
-    )
+    common: dict[str, Any] = {
+        "exclude": config.get("exclude", ()),
+        "overrides": [_override(config, own) for own in config.get("overrides", ())],
+        "kv_cache": config.get("kv_cache"),
+        "form": FORMATS.get(config.get("format", AUTO), FORMATS["modelopt"]),
+        "machine": Machine(config.get("device", "auto"), hidden_memory),
+        "events": progress,
+    }
+    if "search" in config:
+        assert calibration is not None  # the recipe's rules see to it
+        search = Search(
+            {name: make_method(name, **_options(config)) for name in config["search"]["candidates"]},
+            Budget(**{name: config["search"][name] for name in ("max_bits", "max_bytes", "max_kl")}),
+            divergence,
+        )
+        report = quantize_searched(
+            model_dir, out_dir, work_dir, search=search, calibration=calibration, **common
+        )
+    else:
+        method = make_method(config["method"], **_options(config))
+        report = quantize_model(
+            model_dir, out_dir, work_dir, method=method, calibration=calibration, **common
+        )
     return report | {"calibration_documents": calibration.documents if calibration else 0}
 
 

@@ -39,6 +39,9 @@ AUTO = "auto"
 """In place of a form's name: ModelOpt's if it holds the checkpoint, or else that of compressed-tensors, or
 else the one that the checkpoint has."""
 
+OWN = "own"
+"""In place of a form's name: the one that the checkpoint has."""
+
 _GROUPS = (128, 64, 32)
 
 
@@ -74,7 +77,7 @@ def convert_checkpoint(
         )
     spec = load_spec(source_dir)
     source.verify(spec)
-    target = _choose(source, spec) if form == AUTO else FORMATS[form]
+    target = _target_form(source, spec, form)
     scheme = _target_scheme(source.scheme, spec, target)
     check_held(target, scheme)
     dtype: torch.dtype = getattr(torch, TORCH_DTYPES[source.checkpoint.dtype(EMBEDDING)])
@@ -96,10 +99,14 @@ def convert_checkpoint(
     return scheme
 
 
-def _choose(source: QuantizedCheckpoint, spec: ModelSpec) -> Format:
-    """The form that "auto" stands for."""
+def _target_form(source: QuantizedCheckpoint, spec: ModelSpec, wanted: str) -> Format:
+    """The form of a name, or what "auto" or "own" stand for."""
     own = source.form
     assert own is not None
+    if wanted == OWN:
+        return own
+    if wanted != AUTO:
+        return FORMATS[wanted]
     for form in (FORMATS["modelopt"], FORMATS["compressed-tensors"]):
         if not form.problems(_target_scheme(source.scheme, spec, form)):
             return form

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.recipe.quantization import READ_BY
+from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
     from toolchain.recipe.quantization import Quantization
@@ -23,15 +24,22 @@ def quantize_config(quant: Quantization, flavour: str) -> dict[str, Any]:
     kv_cache = quant.kv_cache.upper() if quant.kv_cache != "auto" and quant.calibrates else None
     config: dict[str, Any] = {"method": quant.method}
     if quant.method == "none":
-        # Only a source that is quantized already has a form. Those flavours read more than one.
-        several = quant.format == "auto" and flavour in ("openvino", "vllm")
-        config["format"] = "auto" if several else quant.file_form(flavour)
+        # Only a source that is quantized already has a form. openvino reads all that we do; vLLM reads every
+        # published one, but not every one converted to ModelOpt's.
+        several = {"openvino": "auto", "vllm": "own"} if quant.format == "auto" else {}
+        config["format"] = several.get(flavour) or quant.file_form(flavour)
     if quant.methods:
         config |= {name: getattr(quant, name) for name, by in READ_BY.items() if quant.methods & by}
         config |= {"exclude": list(quant.exclude), "format": quant.file_form(flavour)}
         config["overrides"] = [override.model_dump() for override in quant.overrides]
     if quant.search is not None:
-        config["search"] = quant.search.model_dump()
+        size = quant.search.max_size
+        config["search"] = {
+            "candidates": list(quant.search.candidates),
+            "max_bits": quant.search.max_bits,
+            "max_bytes": None if size is None else size_bytes(size),
+            "max_kl": quant.search.max_kl,
+        }
     if kv_cache is not None:
         config["kv_cache"] = kv_cache
     if quant.methods or kv_cache is not None:

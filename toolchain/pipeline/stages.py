@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
-from toolchain.pipeline.gates import gate_stages
+from toolchain.pipeline.gates import baseline_stage, gate_stages
 from toolchain.pipeline.quantization import quantize_config
 from toolchain.pipeline.stage import MODEL_FILES, Source, Stage, StageContext, versions
 from toolchain.pipeline.texts import CALIBRATION, read_text, text_config, text_source
@@ -120,6 +120,18 @@ def _quantize(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> St
             "seq_len": calibration.seq_len,
             "seed": calibration.seed,
         }
+    measured = {}
+    if "kl" in texts and quant.search is not None and quant.search.max_kl is not None:
+        held_out = recipe.gates.kl
+        assert held_out is not None  # the recipe's rules see to it
+        measured["baseline"] = baseline_stage(
+            model,
+            texts["kl"],
+            windows=held_out.windows,
+            window=held_out.window,
+            stride=held_out.stride,
+            device=quant.device,
+        )
     memory = quant.hidden_states_memory
     return Stage(
         name="quantize",
@@ -129,6 +141,7 @@ def _quantize(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> St
         sources=sources,
         config=config,
         tools=versions("torch", *(["tokenizers"] if CALIBRATION in sources else [])),
+        intermediates=measured,
     )
 
 
@@ -145,9 +158,12 @@ def _run_quantize(context: StageContext, hidden_memory: int | None) -> None:
         config=context.config,
         calibration_text=text,
         hidden_memory=hidden_memory,
+        divergence=partial(_divergence, context) if "baseline" in context.inputs else None,
         progress=context.progress,
     )
     context.facts["method"] = context.config["method"]
+    if search := report.get("search"):
+        context.facts["bits_per_weight"] = search["bits_per_weight"]
     if linears := report.get("linears"):
         errors = [facts["relative_error"] for facts in linears.values() if "relative_error" in facts]
         if errors:
@@ -157,6 +173,16 @@ def _run_quantize(context: StageContext, hidden_memory: int | None) -> None:
         context.facts["calibration_documents"] = report["calibration_documents"]
     if text is not None and text.commit is not None:
         context.facts["calibration_commit"] = text.commit
+
+
+def _divergence(context: StageContext, checkpoint: Path) -> float:
+    """The mean KL divergence from the source of a model that a search has made."""
+    from toolchain.gate.baseline import Baseline
+    from toolchain.gate.evaluate import evaluate
+
+    baseline = Baseline.load(context.inputs["baseline"])
+    device = context.config["device"]
+    return evaluate(context.inputs["model"], checkpoint, baseline, device=device).kl
 
 
 def _engine(recipe: Recipe) -> Stage:

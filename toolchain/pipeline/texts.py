@@ -48,7 +48,10 @@ def _named(recipe: Recipe, calibration: bool, gates: bool) -> Iterator[tuple[str
     quant = recipe.quantization
     if calibration and quant.calibrates and quant.calibration is not None:
         yield CALIBRATION, "calibration", "quantization.calibration.dataset", quant.calibration
-    for name, text in wanted(recipe.gates).items() if gates else ():
+    searches = calibration and quant.search is not None and quant.search.max_kl is not None
+    for name, text in wanted(recipe.gates).items():
+        if not gates and not (searches and name == "kl"):
+            continue
         yield name, "held-out text", f"gates.{name}.dataset", text
 
 

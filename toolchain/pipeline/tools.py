@@ -17,9 +17,6 @@ from toolchain.pipeline.stages import STAGES
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
-BUILT_METHODS = frozenset({"none", "awq", "gptq", "awq_gptq"})
-"""Quantization methods that this release performs; a recipe may name others, to be planned."""
-
 
 def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainError]:
     """What this machine lacks to build `recipe` up to stage `until` (all by default); empty when nothing."""
@@ -35,15 +32,6 @@ def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainErr
 def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
     quant = recipe.quantization
     missing = []
-    for method in sorted(quant.methods - BUILT_METHODS):
-        missing.append(
-            ToolchainError(
-                f"this release cannot quantize with {method} yet",
-                where="quantization.method",
-                why=f"it performs {', '.join(sorted(BUILT_METHODS))}; the recipe still validates and plans",
-                fix="--set quantization.method=awq, or quantize with NVIDIA ModelOpt",
-            )
-        )
     if quant.provider == "modelopt":
         missing.append(
             ToolchainError(

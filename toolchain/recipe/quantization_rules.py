@@ -115,6 +115,15 @@ def _search(recipe: Recipe) -> Iterator[Violation]:
             "it meets one: bits, size or divergence",
             "give exactly one of max_bits, max_size and max_kl",
         )
+    fixed = [own for own in quantization.overrides if own.method != "none"]
+    if search.max_size is not None and fixed:
+        yield Violation(
+            "quantization.search.max_size",
+            ("quantization.overrides",),
+            "quantization.search.max_size does not go with overrides that quantize",
+            f"what {fixed[0].modules} takes is known only when it is quantized",
+            "use max_bits, which counts the searched linears alone, or let overrides say none",
+        )
     if search.max_kl is not None and recipe.gates.kl is None:
         yield Violation(
             "quantization.search.max_kl",

@@ -19,7 +19,10 @@ def config(flavour: str = "openvino", **fields: Any) -> dict[str, Any]:
 
 
 def test_what_is_not_read_is_left_out() -> None:
-    assert config(method="none", group_size=64, hidden_states_memory="1GiB") == {"method": "none"}
+    assert config(method="none", group_size=64, hidden_states_memory="1GiB") == {
+        "method": "none",
+        "format": "auto",
+    }
     assert "group_size" not in config(method="fp8")
     assert "damp" in config(method="gptq")
     assert "damp" not in config(method="awq")
@@ -43,8 +46,24 @@ def test_vllm_gets_integer_weights_in_a_form_that_it_reads() -> None:
 
 
 def test_an_fp8_cache_has_measured_scales_where_there_is_text() -> None:
-    assert config(method="none", kv_cache="fp8") == {"method": "none", "kv_cache": "FP8", "device": "cpu"}
-    assert config(method="none", kv_cache="fp8", calibration=None) == {"method": "none"}
+    measured = config("tensorrt", method="none", kv_cache="fp8")
+    assert measured == {"method": "none", "format": "modelopt", "kv_cache": "FP8", "device": "cpu"}
+    assert "kv_cache" not in config("tensorrt", method="none", kv_cache="fp8", calibration=None)
+
+
+def test_vllm_gets_a_published_checkpoint_as_it_is() -> None:
+    assert config("vllm", method="none")["format"] == "own"
+    assert config("pytorch", method="none")["format"] == "modelopt"
+
+
+def test_the_budget_of_a_search_is_in_bytes() -> None:
+    search = {"candidates": ["awq", "none"], "max_size": "1.5MB"}
+    assert config(method="mixed", search=search)["search"] == {
+        "candidates": ["awq", "none"],
+        "max_bits": None,
+        "max_bytes": 1_500_000,
+        "max_kl": None,
+    }
 
 
 def test_an_absent_gpu_is_told_before_any_work() -> None:

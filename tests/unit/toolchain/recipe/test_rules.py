@@ -144,6 +144,11 @@ def test_a_search_has_a_method_of_its_own_and_one_budget() -> None:
     ]
     alone = {"method": "awq", "calibration": CALIBRATION, "search": search | {"max_bits": 5.0}}
     assert broken(quantization=alone) == ["quantization.search"]
+    fixed = base | {
+        "search": search | {"max_size": "1GiB"},
+        "overrides": [{"modules": "*.o_proj", "method": "fp8"}],
+    }
+    assert broken(quantization=fixed) == ["quantization.search.max_size"]
     twice = base | {"search": {"candidates": ["awq", "awq"], "max_bits": 5.0}}
     assert broken(quantization=twice) == ["quantization.search.candidates"]
 
