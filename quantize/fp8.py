@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantize.integer import divided
 from quantize.simulate import E4M3_MAX
 
 E4M3 = torch.float8_e4m3fn
@@ -20,7 +21,7 @@ def amax_scale(amax: Tensor, largest: float = E4M3_MAX) -> Tensor:
     Never less than float32's smallest normal number, so that one can divide by it.
     """
     amax = amax.float()
-    scales = (amax / largest).clamp_min_(torch.finfo(torch.float32).tiny)
+    scales = divided(amax, largest).clamp_min_(torch.finfo(torch.float32).tiny)
     return torch.where(amax == 0, torch.ones_like(scales), scales)
 
 

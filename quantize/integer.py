@@ -88,7 +88,7 @@ class GridSpec:
         if self.symmetric:
             return Grid(group_scales(high, self.bits, self.dtype), None, self.bits)
         steps = 2**self.bits - 1
-        scales = _storable((high - low).float() / steps, self.dtype)
+        scales = _storable(divided((high - low).float(), steps), self.dtype)
         zeros = (-low.float() / scales).round_().clamp_(0, steps)
         return Grid(scales, zeros, self.bits)
 
@@ -116,7 +116,12 @@ def sampled_rows(matrix: Tensor, count: int) -> Tensor:
 
 def group_scales(amax: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """float32 scales of symmetric grids for groups whose largest magnitudes are `amax` (any shape)."""
-    return _storable(amax.float() / (2 ** (bits - 1) - 1), dtype)
+    return _storable(divided(amax.float(), 2 ** (bits - 1) - 1), dtype)
+
+
+def divided(values: Tensor, number: float) -> Tensor:
+    """values / number, to the same bits everywhere: by a plain number a GPU multiplies with its reciprocal."""
+    return values / values.new_tensor(number)
 
 
 def _storable(scales: Tensor, dtype: torch.dtype) -> Tensor:
