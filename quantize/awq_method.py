@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quantize.awq import absorb, candidate_errors, quantize_scaled, search_scale
 from quantize.candidates import Candidate, Scaling, best_of, unscaled
@@ -80,11 +81,16 @@ def searched_scaling(group: Group, statistics: InputStatistics, spec: GridSpec) 
 
     It goes into the norm before the group. Where there is no norm (o_proj, down_proj) it becomes the
     linear's pre_quant_scale, which TensorRT-LLM applies to these two in any case. Both are stored in the
-    model's dtype; the scale returned is the one that the rounded values leave to the weights.
+    model's dtype; the scale returned is the one that the rounded values leave to the weights. In a form
+    without pre_quant_scale, it goes into the linear before in powers of two, which leave its codes alone.
     """
     plain = unscaled(group)
+    if group.norm is None and group.shared_scale:
+        return plain
+    if group.source_rows is not None:
+        return _into_source(group, group.source_rows, statistics, spec) or plain
     target = group.norm if group.norm is not None else plain.pre_quant_scale
-    if target is None or (group.norm is None and group.shared_scale):
+    if target is None:
         return plain
     search = search_scale(list(group.weights.values()), statistics.magnitude, statistics.sketch, spec)
     folded, scale_I = absorb(target, search.scale)
@@ -98,12 +104,39 @@ def exact_scaling(group: Group, statistics: InputStatistics, spec: GridSpec) -> 
 
     None where the weights round as well without.
     """
-    weights, sketch_SI = list(group.weights.values()), statistics.sketch
-    search = search_scale(weights, statistics.magnitude, sketch_SI, spec)
-    scale_I = torch.exp2(search.scale.log2().round().clamp(-_LARGEST_POWER, _LARGEST_POWER))
-    choices = [torch.ones_like(scale_I), scale_I]
-    plain, scaled = candidate_errors(weights, choices, sketch_SI, spec)
-    if group.norm is None or not scaled < plain:
+    if group.norm is None:
+        return None
+    search = search_scale(list(group.weights.values()), statistics.magnitude, statistics.sketch, spec)
+    scale_I = _powers_of_two(search.scale.log2())
+    if not _helps(scale_I, group, statistics, spec):
         return None
     folded_I, effective_I = absorb(group.norm, scale_I)
     return Scaling(effective_I, norm=folded_I, alpha=search.alpha, duo=search.duo)
+
+
+def _into_source(
+    group: Group, source_I: Tensor, statistics: InputStatistics, spec: GridSpec
+) -> Scaling | None:
+    """AWQ's scale in powers of two, one for all input channels that come from one channel of the source.
+
+    None where the weights round as well without.
+    """
+    search = search_scale(list(group.weights.values()), statistics.magnitude, statistics.sketch, spec)
+    rows = int(source_I.max()) + 1
+    sums_R = torch.zeros(rows, device=source_I.device).index_add_(0, source_I, search.scale.log2())
+    scale_R = _powers_of_two(sums_R / source_I.bincount(minlength=rows))
+    scale_I = scale_R[source_I]
+    if not _helps(scale_I, group, statistics, spec):
+        return None
+    return Scaling(scale_I, source_scale=scale_R, alpha=search.alpha, duo=search.duo)
+
+
+def _powers_of_two(exponents: Tensor) -> Tensor:
+    return torch.exp2(exponents.round().clamp(-_LARGEST_POWER, _LARGEST_POWER))
+
+
+def _helps(scale_I: Tensor, group: Group, statistics: InputStatistics, spec: GridSpec) -> bool:
+    """Whether the weights round better with the scale than without."""
+    choices, weights = [torch.ones_like(scale_I), scale_I], list(group.weights.values())
+    plain, scaled = candidate_errors(weights, choices, statistics.sketch, spec)
+    return scaled < plain

@@ -27,12 +27,14 @@ class Scaling:
         scale: float32 [in].
         norm: the norm's weight divided by it, where it goes there.
         pre_quant_scale: its inverse [in], where the stored form wants one beside each linear.
+        source_scale: as in `QuantizedGroup`, where it goes into the linear before.
         alpha, duo: how it was found, as in `awq.ScaleSearch`.
     """
 
     scale: Tensor
     norm: Tensor | None = None
     pre_quant_scale: Tensor | None = None
+    source_scale: Tensor | None = None
     alpha: float = 0.0
     duo: bool = False
 
@@ -122,7 +124,7 @@ def best_of(group: Group, statistics: InputStatistics, candidates: Iterable[Cand
             }
             for name in group.weights
         }
-        best = QuantizedGroup(linears, scaling.norm, report)
+        best = QuantizedGroup(linears, scaling.norm, scaling.source_scale, report)
     assert best is not None, "no candidates"
     return best
 

@@ -23,6 +23,7 @@ from quantize.layer import DecoderLayer, rotary_tables
 from quantize.layer_run import LayerRun, LayerSettings
 from quantize.linear import QuantizedLinear
 from quantize.method import Method
+from quantize.read_ahead import ReadAhead
 from quantize.selection import Override, assign_methods, check_shapes
 from quantize.states import Saver, States
 from quantize.work import WorkDir
@@ -36,7 +37,7 @@ from toolchain.model.families import (
     layer_tensors,
     linear_shapes,
 )
-from toolchain.model.safetensors_file import prefetch, read_header
+from toolchain.model.safetensors_file import read_header
 from toolchain.model.selection import modules
 from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.progress import Progress, Silent
@@ -176,7 +177,7 @@ class _Run:
         calibration: Calibration | None,
         device: torch.device,
     ) -> None:
-        self.scheme, self.calibration = scheme, calibration
+        self.checkpoint, self.scheme, self.calibration = checkpoint, scheme, calibration
         looks = scheme.kv_cache_quant_algo is not None or any(
             method.needs_calibration for method in methods.values()
         )
@@ -199,7 +200,7 @@ class _Run:
         cos_SR, sin_SR = rotary_tables(spec, length, dtype)
         self.settings = LayerSettings(
             spec,
-            checkpoint,
+            ReadAhead(checkpoint, device),
             methods,
             form,
             scheme.kv_cache_quant_algo,
@@ -222,7 +223,7 @@ class _Run:
         everywhere = next(iter(distinct)) if len(distinct) == 1 else None
         return {
             "state_version": _STATE_VERSION,
-            "source": _source_digest(settings.checkpoint),
+            "source": _source_digest(self.checkpoint),
             "method": json.loads(everywhere) if everywhere else {"method": "mixed" if distinct else "none"},
             "methods": {} if everywhere else {name: json.loads(own) for name, own in parameters.items()},
             "excluded": sorted(self.scheme.exclude_modules),
@@ -248,7 +249,7 @@ class _Run:
         for index in range(done, total):
             started = time.perf_counter()
             if index + 1 < total:
-                self._prefetch(index + 1)
+                self._read_ahead(index + 1)
             layer = LayerRun(self.settings, index)
             if hidden is None or between is None:
                 layer.quantize_weights()
@@ -294,7 +295,7 @@ class _Run:
             hidden.values.copy_(work.load_hidden(latest))
         else:
             assert self.calibration is not None
-            embedding_VH = settings.checkpoint.view(EMBEDDING)
+            embedding_VH = self.checkpoint.view(EMBEDDING)
             for batch in self.batches:
                 hidden.values[batch] = F.embedding(self.calibration.tokens[batch], embedding_VH).to(
                     settings.dtype
@@ -321,10 +322,11 @@ class _Run:
                 tensors[name] = linear.to(settings.device).dequantize(settings.dtype)
         return DecoderLayer(settings.spec, index, tensors)
 
-    def _prefetch(self, index: int) -> None:
-        """Ask the kernel to read the layer's weights while this one is worked on."""
-        checkpoint, prefix = self.settings.checkpoint, layer_prefix(index)
-        prefetch(checkpoint.location(prefix + name) for name in layer_tensors(self.settings.spec, index))
+    def _read_ahead(self, index: int) -> None:
+        """Let the layer's weights come while the one before is worked on; experts are too many to hold."""
+        spec, prefix = self.settings.spec, layer_prefix(index)
+        names = [prefix + name for name in layer_tensors(spec, index)]
+        self.settings.source.start(names, hold=not spec.is_sparse(index))
 
 
 def _keep(work: WorkDir, layer: int, values: torch.Tensor) -> None:

@@ -120,7 +120,7 @@ def group_scales(amax: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 
 
 def divided(values: Tensor, number: float) -> Tensor:
-    """values / number, to the same bits everywhere: by a plain number a GPU multiplies with its reciprocal."""
+    """values / number, to the same bits everywhere: a GPU multiplies by the reciprocal of a plain number."""
     return values / values.new_tensor(number)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from quantize.kv_cache import KvScales
 from quantize.layer import DecoderLayer
 from quantize.linear import QuantizedLinear
 from quantize.method import Group, Method
+from quantize.read_ahead import ReadAhead
 from quantize.states import States
 from toolchain.errors import QuantizeError
-from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import (
     ATTENTION_GROUPS,
     DENSE_MLP,
@@ -41,7 +41,7 @@ class LayerSettings:
 
     Args:
         spec: the model's facts.
-        checkpoint: the source.
+        source: the model's tensors.
         methods: full module name -> how it is quantized, for each linear that is.
         form: the file form of the output.
         kv_cache: "FP8" or "INT8" where the scales of the cache are measured.
@@ -52,7 +52,7 @@ class LayerSettings:
     """
 
     spec: ModelSpec
-    checkpoint: Checkpoint
+    source: ReadAhead
     methods: Mapping[str, Method]
     form: Format
     kv_cache: str | None
@@ -60,6 +60,10 @@ class LayerSettings:
     device: torch.device
     dtype: torch.dtype
     rotary: tuple[Tensor, Tensor]
+
+
+# Linears whose output channels a later one may scale.
+_SOURCES = ("self_attn.v_proj", "mlp.up_proj")
 
 
 class LayerRun:
@@ -71,6 +75,7 @@ class LayerRun:
         notes: lines that a user would want to read.
         original: the tensors on the device, by name relative to the layer; of routed experts, those held.
         expert_scale: [in], what the input channels of all experts' gate and up projections are multiplied by.
+        context_scale: [in], what a scale folded into v_proj makes of the inputs of o_proj.
     """
 
     def __init__(self, settings: LayerSettings, index: int) -> None:
@@ -82,10 +87,12 @@ class LayerRun:
         self.report: dict[str, Any] = {}
         self.notes: list[str] = []
         self.expert_scale: Tensor | None = None
+        self.context_scale: Tensor | None = None
+        self._taken: dict[str, tuple[QuantizedLinear, Method]] = {}
         routed = {name for mlp in self.layer.mlps if mlp.expert is not None for name in _weights(mlp)}
         for name in layer_tensors(settings.spec, index):
             if name not in routed:
-                self.replace(name, settings.checkpoint.read(self.prefix + name))
+                self.replace(name, settings.source.read(self.prefix + name))
 
     def quantize_weights(self) -> None:
         """Quantize with methods that look at no activations."""
@@ -122,7 +129,10 @@ class LayerRun:
         def mlp_inputs() -> Iterator[Tensor]:
             before_overwriting()
             for (batch, x_BSH), (_, context_BSC) in zip(hidden, between, strict=True):
-                x_BSH = layer.after_attention(x_BSH, context_BSC[..., :channels])
+                context_BSQ = context_BSC[..., :channels]
+                if self.context_scale is not None:  # v_proj has been scaled since
+                    context_BSQ = context_BSQ * self.context_scale.to(context_BSQ.dtype)
+                x_BSH = layer.after_attention(x_BSH, context_BSQ)
                 hidden.write(batch, x_BSH)
                 yield layer.mlp_input(x_BSH)
 
@@ -158,7 +168,7 @@ class LayerRun:
             yield
             return
         for name in _weights(mlp):
-            self.replace(name, self.settings.checkpoint.read(self.prefix + name))
+            self.replace(name, self.settings.source.read(self.prefix + name))
         if self.expert_scale is not None:
             for module in (mlp.gate, mlp.up):
                 weight_OI = self.original[f"{module}.weight"]
@@ -172,7 +182,7 @@ class LayerRun:
         name = f"{module}.weight"
         if name in self.original:
             return self.original[name]
-        return self.settings.checkpoint.read(self.prefix + name).to(self.settings.device)
+        return self.settings.source.read(self.prefix + name).to(self.settings.device)
 
     def replace(self, name: str, tensor: Tensor) -> None:
         """Let `tensor` be the layer's tensor `name`, in its stored form."""
@@ -228,10 +238,21 @@ class LayerRun:
         own_norm = from_norm and whole and not (group.kind == "gate_up" and self.layer.sparse)
         norm = self.original[f"{group.source}.weight"] if own_norm else None
         beside = not from_norm and self.settings.form.holds_pre_quant_scale
-        share = Group(weights, biases, norm, beside, shared_scale=group.expert is not None)
+        share = Group(
+            weights,
+            biases,
+            norm,
+            beside,
+            shared_scale=group.expert is not None,
+            source_rows=None if from_norm or beside else self._source_rows(group),
+        )
         answer = method.quantize(share, statistics)
         if answer.norm is not None:
             self.replace(f"{group.source}.weight", answer.norm)
+        if answer.source_scale is not None:
+            self._divide_rows(group.source, answer.source_scale)
+            if share.source_rows is not None and group.kind == "o":
+                self.context_scale = answer.source_scale[share.source_rows].reciprocal()
         for name, linear in answer.linears.items():
             self._take(name, linear, method)
         self.report |= {self.prefix + name: dict(facts) for name, facts in answer.report.items()}
@@ -241,11 +262,45 @@ class LayerRun:
             raise QuantizeError(
                 "the weight holds NaN or Inf", where=self.prefix + name, fix="download the source model again"
             )
-        del self.finished[f"{self.prefix}{name}.weight"]
+        self.finished.pop(f"{self.prefix}{name}.weight", None)
         dtype = self.original[f"{name}.weight"].dtype
         tensors = self.settings.form.linear_tensors(self.prefix + name, linear, method.scheme, dtype)
         self.finished |= {full_name: tensor.cpu() for full_name, tensor in tensors.items()}
         self.layer.tensors[f"{name}.weight"] = linear.dequantize(self.settings.dtype)
+        if name in _SOURCES:
+            self._taken[name] = linear, method
+
+    def _source_rows(self, group: LinearGroup) -> Tensor | None:
+        """As in `Group`; None where the linear before cannot be scaled row by row and stay what it is."""
+        if group.source not in _SOURCES or (group.kind == "o" and self.settings.kv_cache is not None):
+            return None  # with a quantized cache, the scales of its values have been measured
+        if group.source in self._taken:
+            linear, _ = self._taken[group.source]
+            if linear.is_fp4 or linear.scales.shape[0] != linear.out_features:
+                return None
+        rows = self.original[f"{group.source}.weight"].shape[0]
+        row_R = torch.arange(rows, device=self.settings.device)
+        if group.kind != "o":
+            return row_R
+        heads = rows // self.settings.spec.head_dim
+        repeats = self.settings.spec.num_attention_heads // heads
+        return row_R.view(heads, 1, -1).expand(heads, repeats, -1).flatten()
+
+    def _divide_rows(self, module: str, scale_R: Tensor) -> None:
+        """Divide the output channels of a linear, quantized or not, by powers of two."""
+        bias = self.original.get(f"{module}.bias")
+        if bias is not None:
+            bias = (bias.float() / scale_R).to(bias.dtype)
+            self.replace(f"{module}.bias", bias)
+        if module in self._taken:
+            linear, method = self._taken[module]
+            self._take(
+                module, replace(linear, scales=linear.scales / scale_R.unsqueeze(1), bias=bias), method
+            )
+        else:
+            weight_OI = self.original[f"{module}.weight"]
+            divided_OI = (weight_OI.float() / scale_R.unsqueeze(1)).to(weight_OI.dtype)
+            self.replace(f"{module}.weight", divided_OI)
 
 
 def _weights(mlp: Mlp) -> tuple[str, str, str]:

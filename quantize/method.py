@@ -37,6 +37,8 @@ class Group:
             because no norm feeds the group.
         pre_quant_scale: whether the stored form wants a scale of the input beside each linear.
         shared_scale: whether that scale belongs to other groups too, which leaves nothing but ones.
+        source_rows: int64 [in], the output channel of the linear before the group that each input channel
+            comes from, where the group may fold a scale of powers of two into it; None where it may not.
     """
 
     weights: Mapping[str, Tensor]
@@ -44,6 +46,7 @@ class Group:
     norm: Tensor | None
     pre_quant_scale: bool
     shared_scale: bool = False
+    source_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ class QuantizedGroup:
     Args:
         linears: the group's names -> quantized linears.
         norm: the norm's weight with the scale folded in; None if it stays as it is.
+        source_scale: float32, what the output channels of the linear before the group are divided by; None
+            if they stay as they are.
         report: per name, what a user may want to know: JSON values, equal from run to run.
     """
 
     linears: Mapping[str, QuantizedLinear]
     norm: Tensor | None = None
+    source_scale: Tensor | None = None
     report: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

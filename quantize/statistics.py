@@ -95,7 +95,7 @@ class GramStatistics:
 
 
 def _operand(x: Tensor) -> Tensor:
-    """Inputs as they enter products: 16-bit numbers on a GPU, where products of two are exact; else float32."""
+    """Inputs as they enter products: on a GPU 16-bit numbers, whose products are exact; else float32."""
     return x if x.is_cuda and x.dtype != torch.float32 else x.float()
 
 

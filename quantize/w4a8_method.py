@@ -88,7 +88,7 @@ class W4A8Awq:
         judged = {name: replace(linear, pre_quant_scale=factor_I) for name, linear in linears.items()}
         errors = output_errors(group.weights, judged, W4A8_AWQ, statistics.activations.sample)
         report = {name: {**answer.report[name], **facts} for name, facts in errors.items()}
-        return QuantizedGroup(linears, answer.norm, report)
+        return QuantizedGroup(linears, answer.norm, report=report)
 
 
 def _largest(linear: QuantizedLinear) -> Tensor:

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import Machine, quantize_model
-from quantize.formats.checkpoint import QuantizedCheckpoint
+from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint
 from quantize.gptq_method import AwqGptq, Gptq
 from quantize.linear import QuantizedLinear
 from quantize.method import Method
 from quantize.selection import Override
+from quantize.weight_only_method import Int4WeightOnly
 from toolchain.errors import ModelError, QuantizeError, ToolchainError
 
 GROUP = 16
@@ -430,3 +431,53 @@ def test_a_device_that_is_not_there_is_said(save_model: Callable[..., Path], tmp
     with pytest.raises(ToolchainError, match="there is no CUDA device"):
         run(save_model(), tmp_path, machine=Machine("cuda"))
     assert not (tmp_path / "work-a").exists()
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_a_form_without_pre_quant_scale_folds_into_the_linear_before(
+    family: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Outliers in the inputs of o_proj and down_proj, which no norm can take."""
+    source = save_model(family, dtype=torch.float32, num_attention_heads=4, num_key_value_heads=2)
+    tensors = load_file(source / "model.safetensors")
+    for name in tensors:
+        if "v_proj" in name or "up_proj.weight" in name:
+            tensors[name][5] *= 32
+            tensors[name][20] *= 64
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    form = FORMATS["compressed-tensors"]
+    by_awq = run(source, tmp_path, "awq", form=form)
+    beside = run(source, tmp_path, "beside")
+    rounded = run(source, tmp_path, "rtn", form=form, method=Int4WeightOnly(GROUP))
+
+    from transformers import AutoModelForCausalLM
+
+    tokens = calibration(seed=9).tokens
+    with torch.no_grad():
+        exact = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()(tokens).logits
+        errors = [
+            float((dequantized_model(source, out)(tokens).logits - exact).square().mean())
+            for out in (by_awq, beside, rounded)
+        ]
+    assert errors[0] < 1.6 * errors[1]
+    assert errors[0] < 0.6 * errors[2]
+    stored = load_file(by_awq / "model.safetensors")
+    assert not [name for name in stored if name.endswith("pre_quant_scale")]
+    if family == "Qwen2":  # the bias follows its row
+        ratio = (
+            tensors["model.layers.0.self_attn.v_proj.bias"] / stored["model.layers.0.self_attn.v_proj.bias"]
+        )
+        assert ratio[5] > 1
+        assert torch.equal(ratio.log2(), ratio.log2().round())
+
+
+def test_a_fold_into_the_linear_before_is_resumed_to_the_same_bytes(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = save_model(num_hidden_layers=LAYERS)
+    form = FORMATS["compressed-tensors"]
+    expected = files_of(run(source, tmp_path, form=form))
+    (tmp_path / "work-a/layer-00003.safetensors").unlink()
+    for file in (tmp_path / "work-a").glob("hidden-*"):
+        file.unlink()
+    assert files_of(run(source, tmp_path, form=form)) == expected
