@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +23,8 @@ class Flavour(Protocol):
     """
 
     name: str
+    answers_here: bool
+    """Whether `answer` can run the engine on the machine that builds it."""
 
     def missing(self, recipe: Recipe) -> list[ToolchainError]:
         """What this machine lacks to run the flavour's steps for `recipe`; empty when nothing."""
@@ -41,3 +43,8 @@ class Flavour(Protocol):
 
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
         """Make the Triton model repository around the engine, check it, and return facts."""
+
+    def answer(
+        self, repository: Path, prompts: Sequence[Sequence[int]], max_tokens: int, eos: Sequence[int]
+    ) -> list[list[int]]:
+        """The engine's greedy answers, in tokens. Raises GateError when it does not start or answer."""

@@ -6,6 +6,7 @@ part of this release; `missing` says so before any work, with the ways to get on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ _NEXT = {
 
 class GpuFlavour:
     """A flavour whose checkpoint is made here, and whose engine is made on a GPU machine."""
+
+    answers_here = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,3 +70,9 @@ class GpuFlavour:
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
         """Never reached: `missing` stops the build before any work."""
         raise ToolchainError(f"the {self.name} repository cannot be made here")
+
+    def answer(
+        self, repository: Path, prompts: Sequence[Sequence[int]], max_tokens: int, eos: Sequence[int]
+    ) -> list[list[int]]:
+        """Never reached: `answers_here` says so."""
+        raise ToolchainError(f"the {self.name} engine cannot be run here")

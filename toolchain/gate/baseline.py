@@ -33,7 +33,7 @@ from toolchain.progress import Progress, Silent
 PROBE_TOKENS = 512
 """The error of single layers is measured on so many tokens, from the beginning of the first window."""
 
-FLOOR_WINDOWS = 4
+FLOOR_WINDOWS = 2
 """The arithmetic floor is measured on so many windows."""
 
 _TENSORS, _FACTS = "baseline.safetensors", "baseline.json"

@@ -115,13 +115,41 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A prompt's greedy answer, and what the reference model thinks of it.
+
+    Args:
+        prompt, text: what was asked, and the answer.
+        tokens: of the answer.
+        gap: by how much the reference holds the answer's tokens for less likely than its own choices in the
+            same places, nats a token, in the mean; 0 for the reference's own greedy answer.
+        same: share of the tokens that are the reference's own choice.
+        foreign: tokens that the tokenizer does not know.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    gap: float
+    same: float
+    foreign: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Answer:
+        """Read `asdict()` back."""
+        return cls(**{**values, "tokens": tuple(values["tokens"])})
+
+
+@dataclass(frozen=True)
 class Measured:
     """All that the gates of a recipe judge.
 
     Args:
         texts: by the gate that names it, the figures on each held-out text.
         linears: those whose output changed most, worst first; empty where the quantizer measured none.
+        answers: of the checkpoint to the smoke gate's prompts; empty where an engine is asked, or nothing.
     """
 
     texts: Mapping[str, Evaluation]
     linears: tuple[LinearError, ...] = ()
+    answers: tuple[Answer, ...] = ()

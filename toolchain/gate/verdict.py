@@ -6,17 +6,17 @@ Measuring and judging are apart, so that another threshold judges the figures th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import GateError, combined
-from toolchain.gate.result import Evaluation, LinearError, Measured
+from toolchain.gate.result import Answer, Evaluation, LinearError, Measured
 from toolchain.gate.table import floor_line
 
 if TYPE_CHECKING:
-    from toolchain.recipe.schema import Gates, HeldOutText, KlGate, PerplexityGate
+    from toolchain.recipe.schema import Gates, HeldOutText, KlGate, PerplexityGate, SmokeGate
 
 GATE_FILE = "gate.json"
 REPORT_FILE = "quantization_report.json"
@@ -44,12 +44,16 @@ def worst_linears(checkpoint: Path, count: int = 10) -> tuple[LinearError, ...]:
 
 
 def write_measured(
-    path: Path, texts: Mapping[str, Evaluation], linears: tuple[LinearError, ...] = ()
+    path: Path,
+    texts: Mapping[str, Evaluation],
+    linears: tuple[LinearError, ...] = (),
+    answers: tuple[Answer, ...] = (),
 ) -> None:
-    """Write the evaluations, one for each text that is `wanted`, and the worst linears."""
+    """Write the evaluations, one for each text that is `wanted`, the worst linears, and answers."""
     figures = {
         "texts": {name: evaluation.to_json() for name, evaluation in texts.items()},
         "linears": [asdict(linear) for linear in linears],
+        "answers": [asdict(answer) for answer in answers],
     }
     path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
 
@@ -60,6 +64,7 @@ def read_measured(path: Path) -> Measured:
     return Measured(
         {name: Evaluation.from_json(figures) for name, figures in values["texts"].items()},
         tuple(LinearError(**linear) for linear in values["linears"]),
+        tuple(Answer.from_json(answer) for answer in values["answers"]),
     )
 
 
@@ -101,7 +106,56 @@ def judge(gates: Gates, measured: Measured) -> dict[str, Any]:
         }
     if failures:
         raise combined(failures)
+    if gates.smoke is not None and measured.answers:
+        passed["smoke"] = judge_answers(gates.smoke, measured.answers, "source")
     return passed
+
+
+def judge_answers(gate: SmokeGate, answers: Sequence[Answer], reference: str) -> dict[str, Any]:
+    """Look at the answers to the smoke gate's prompts; return what the manifest says of them.
+
+    Args:
+        gate: the recipe's.
+        answers: one a prompt.
+        reference: what they were held against: "source" or "checkpoint".
+
+    Raises:
+        GateError: one is not in the tokenizer's words or not what the reference would say, or all are empty.
+    """
+    failures = []
+    if not any(answer.text.strip() for answer in answers):
+        failures.append(_bad_answer("no prompt gets an answer", answers[0]))
+    for answer in answers:
+        if answer.foreign:
+            what = f"an answer has {answer.foreign} tokens that the tokenizer does not know"
+        elif answer.gap > gate.max_gap:
+            what = (
+                f"an answer's tokens are {answer.gap:.2g} nats less likely than the {reference}'s own "
+                f"choices; the recipe allows {gate.max_gap:g}"
+            )
+        else:
+            continue
+        failures.append(_bad_answer(what, answer))
+    if failures:
+        raise combined(failures)
+    return {
+        "passed": True,
+        "prompts": len(answers),
+        "max_gap": gate.max_gap,
+        "gap": max(answer.gap for answer in answers),
+        "same": sum(answer.same for answer in answers) / len(answers),
+    }
+
+
+def _bad_answer(what: str, answer: Answer) -> GateError:
+    return GateError(
+        what,
+        where="gates.smoke",
+        why=f"prompt: {answer.prompt!r}\n       answer: {answer.text!r}\n"
+        f"       tokens: {' '.join(map(str, answer.tokens))}",
+        fix="if the other gates pass, the engine is at fault: build again with --force engine; if not, "
+        "quantize more finely",
+    )
 
 
 @dataclass(frozen=True)

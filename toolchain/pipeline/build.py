@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import UsageError, combined, file_error
-from toolchain.gate.verdict import GATE_FILE, judge, read_measured, wanted
 from toolchain.pipeline.artifact import publish, require_replaceable
+from toolchain.pipeline.gates import has_gate, has_smoke, passed_gates
 from toolchain.pipeline.report import report_of
 from toolchain.pipeline.runner import StageResult, run_pipeline
 from toolchain.pipeline.stages import STAGES, build_stages
@@ -37,7 +37,7 @@ class Built:
     @property
     def complete(self) -> bool:
         """Whether every stage was built, so that the artifact can be served."""
-        return self.results[-1].stage.name == STAGES[-1]
+        return any(result.stage.name == "repository" for result in self.results)
 
     def to_json(self) -> dict[str, Any]:
         """The same as a JSON object."""
@@ -84,10 +84,11 @@ def build_recipe(
     for name in filter(None, [until, *force]):
         if name not in STAGES:
             raise UsageError(f"there is no stage {name}", fix=f"the stages are {', '.join(STAGES)}")
-        if name == "gate" and not wanted(recipe.gates):
+        if (name == "gate" and not has_gate(recipe)) or (name == "smoke" and not has_smoke(recipe)):
+            gate = "perplexity" if name == "gate" else "smoke"
             raise UsageError(
-                "the recipe has no gate that measures anything, so there is no stage gate",
-                fix="add gates.perplexity to the recipe (`llmbuild explain gates.perplexity`)",
+                f"the recipe has no gate that needs a stage {name}",
+                fix=f"add gates.{gate} to the recipe (`llmbuild explain gates.{gate}`)",
             )
     make_plan(recipe).check()
     missing = missing_tools(recipe, until)
@@ -102,7 +103,7 @@ def build_recipe(
     with store or Store.open() as opened:
         stages = build_stages(recipe, model, revision, texts)
         results = run_pipeline(stages, opened, until=until, force=force, progress=progress)
-        gates = _passed_gates(recipe, results)
+        gates = passed_gates(recipe, {result.stage.name: result.path for result in results})
         publish(
             out / recipe.name,
             results,
@@ -112,14 +113,6 @@ def build_recipe(
             gates=gates,
         )
     return Built(out / recipe.name, results)
-
-
-def _passed_gates(recipe: Recipe, results: list[StageResult]) -> dict[str, Any]:
-    """What the manifest says of the gates; nothing when the build stopped before them."""
-    for result in results:
-        if result.stage.name == "gate":
-            return judge(recipe.gates, read_measured(result.path / GATE_FILE))
-    return {}
 
 
 def _find_texts(recipe: Recipe, until: str | None) -> dict[str, TextFiles]:

@@ -31,7 +31,10 @@ def report_of(recipe: Recipe, results: Sequence[StageResult]) -> str:
         for row in facts.rows:
             sizes[_kind(row.name)] += row.nbytes
     measured = read_measured(outputs["gate"] / GATE_FILE) if "gate" in outputs else None
-    return render(Facts(recipe.name, about, linears, measured, sizes))
+    answers = () if measured is None else measured.answers
+    if "smoke" in outputs:
+        answers = read_measured(outputs["smoke"] / GATE_FILE).answers
+    return render(Facts(recipe.name, about, linears, measured, answers, sizes))
 
 
 def _kind(name: str) -> str:

@@ -1,4 +1,6 @@
-"""The stages of a build: source -> quantize -> gate -> engine -> repository; gate if the recipe has any.
+"""The stages of a build: source -> quantize -> gate -> engine -> repository -> smoke.
+
+gate and smoke are there if the recipe has gates that need them.
 
 Each function here says what one stage depends on and wraps the package that does the work. A stage's run
 reads only its context, so a value that matters is in its config, and so in its key.
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
-from toolchain.pipeline.gates import baseline_stage, gate_stages
+from toolchain.pipeline.gates import baseline_stage, gate_stages, smoke_stages
 from toolchain.pipeline.quantization import quantize_config
 from toolchain.pipeline.stage import MODEL_FILES, Source, Stage, StageContext, versions
 from toolchain.pipeline.texts import CALIBRATION, read_text, text_config, text_source
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
     from toolchain.text.files import TextFiles
 
-STAGES = ("source", "quantize", "gate", "engine", "repository")
+STAGES = ("source", "quantize", "gate", "engine", "repository", "smoke")
 
 
 def build_stages(
@@ -44,6 +46,7 @@ def build_stages(
         *gate_stages(recipe, model, texts),
         _engine(recipe),
         _repository(recipe),
+        *smoke_stages(recipe),
     ]
 
 

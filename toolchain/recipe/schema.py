@@ -18,8 +18,6 @@ from toolchain.recipe.text import Text
 
 SCHEMA_VERSION = 1
 
-NOT_YET = "Parsed and validated; `build` does not act on it yet."
-
 
 class Model(Section):
     """Where the weights come from."""
@@ -142,9 +140,29 @@ class KlGate(HeldOutText):
 
 
 class SmokeGate(Section):
-    """A few prompts through the finished artifact."""
+    """A few prompts, answered greedily: by the engine on the openvino flavour, or else by the checkpoint."""
 
-    prompts: int = Field(default=4, ge=1, le=1000, description="Number of prompts to run.")
+    prompts: int = Field(
+        default=4, ge=1, le=16, description="Number of built-in prompts to run: prose, facts and code."
+    )
+    texts: tuple[Annotated[str, Field(min_length=1, max_length=10_000)], ...] = Field(
+        default=(),
+        max_length=64,
+        strict=False,  # YAML gives a list; its elements are still checked strictly
+        description="Prompts of your own, which then run instead.",
+    )
+    max_tokens: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="Longest answer, in tokens. Without an engine, each takes a pass through the weights.",
+    )
+    max_gap: Annotated[float, Field(gt=0)] = Field(
+        default=0.5,
+        description="By how much an answer's tokens may be less likely than the choices of the reference in "
+        "the same places, in the mean, in nats a token. An engine's reference is the checkpoint, a "
+        "checkpoint's the source.",
+    )
 
 
 class Gates(Section):
@@ -156,7 +174,7 @@ class Gates(Section):
     kl: KlGate | None = Field(
         default=None, description="How far the quantized model's predictions are from the source's."
     )
-    smoke: SmokeGate | None = Field(default=None, description=f"Does it answer at all. {NOT_YET}")
+    smoke: SmokeGate | None = Field(default=None, description="Does it answer, and as it should.")
 
 
 class Recipe(Section):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from toolchain.gate.result import Evaluation, Measured
+from toolchain.gate.result import Answer, Evaluation, Measured
 from toolchain.gate.table import figure_table
 from toolchain.model.families import linear_kind
 from toolchain.plan.memory import human_bytes
@@ -53,6 +53,7 @@ class Facts:
         about: what stands below it, such as the model and the method; name to value.
         linears: by full name of each quantized linear, what `quantization_report.json` says of it.
         measured: what the gates measured; None where nothing did.
+        answers: to the smoke gate's prompts, by the checkpoint or by the engine.
         sizes: bytes of the checkpoint by kind of tensor.
     """
 
@@ -60,6 +61,7 @@ class Facts:
     about: Mapping[str, str] = field(default_factory=dict)
     linears: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measured: Measured | None = None
+    answers: Sequence[Answer] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -68,6 +70,7 @@ def render(facts: Facts) -> str:
     parts = [f"<h1>{escape(facts.name)}</h1>", _about(facts.about)]
     for gate, figures in (facts.measured.texts if facts.measured else {}).items():
         parts += _figures(figures, gate)
+    parts += _answers(facts.answers)
     parts += _linears(facts.linears)
     parts += _choices(facts.linears)
     if facts.sizes:
@@ -142,6 +145,21 @@ def _linears(linears: Mapping[str, Mapping[str, Any]]) -> list[str]:
             [(name, f"{error:.2%}", _chosen(linears[name])) for name, error in worst],
             words=(0, 2),
         ),
+    ]
+
+
+def _answers(answers: Sequence[Answer]) -> list[str]:
+    if not answers:
+        return []
+    rows = [
+        (repr(one.prompt)[1:-1], f"{one.gap:.3f}", f"{one.same:.0%}", repr(one.text)[1:-1]) for one in answers
+    ]
+    columns = ("prompt", "gap, nats a token", "same tokens", "greedy answer")
+    return [
+        "<h2>Answers</h2>",
+        "<p>The gap is by how much the reference holds the answer's tokens for less likely than its own "
+        "choices in the same places; same tokens are its own choices.</p>",
+        _table(columns, rows, words=(0, 3)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ class OpenVINO:
     """OpenVINO IR from the quantized checkpoint; GenAI's continuous batching behind Triton."""
 
     name = "openvino"
+    answers_here = True
 
     def missing(self, recipe: Recipe) -> list[ToolchainError]:
         """The OpenVINO packages, if they are not installed."""
@@ -96,6 +98,14 @@ class OpenVINO:
         )
         render_openvino(out_dir, settings)
         return {"precision": precision, **config["plugin_properties"]}
+
+    def answer(
+        self, repository: Path, prompts: Sequence[Sequence[int]], max_tokens: int, eos: Sequence[int]
+    ) -> list[list[int]]:
+        """By GenAI alone, in a child process."""
+        from toolchain.engine.openvino.answer import answer
+
+        return answer(repository, prompts, max_tokens, eos)
 
 
 def _version(package: str) -> str:

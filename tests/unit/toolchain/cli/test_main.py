@@ -466,6 +466,20 @@ def test_without_gates_there_is_no_stage_gate(option, tmp_path):
     assert "the recipe has no gate" in result.stderr
 
 
+def test_a_checkpoint_answers_where_no_engine_can(tmp_path):
+    smoke = "gates.smoke={prompts: 2, max_tokens: 2}"
+    result = build(
+        tmp_path,
+        *("--until", "gate", "--set", smoke, "--set", "gates.perplexity=null"),
+        *("--set", "engine.flavour=vllm", "--set", "quantization.method=none"),
+    )
+    assert result.exit_code == 0, result.stderr
+    artifact = tmp_path / "artifacts" / "demo-int4"
+    gates = json.loads(llmbuild("inspect", artifact, "--json").stdout)["gates"]
+    assert gates["smoke"] == {"passed": True, "prompts": 2, "max_gap": 0.5, "gap": 0, "same": 1}
+    assert "The capital of France is" in (artifact / "report.html").read_text()
+
+
 def test_eval_of_a_checkpoint_and_of_an_artifact(model, tmp_path):
     options = ["--dataset", f"file:{HELDOUT}", "--window", "64", "--windows", "2"]
     shown = llmbuild("eval", model, "--source", model, *options)

@@ -237,7 +237,7 @@ def test_the_floor_is_what_transformers_loses_in_bfloat16(save_model: Callable[.
     def logits(tokens: Tensor) -> Any:
         return SimpleNamespace(logits=low(tokens).logits.float())
 
-    wanted = reference(whole_model(source), logits, Windows(cut.tokens[:4], cut.stride))
+    wanted = reference(whole_model(source), logits, Windows(cut.tokens[:2], cut.stride))
     assert floor is not None
     assert floor.dtype == "bfloat16"
     assert floor.kl == pytest.approx(wanted["kl"], rel=0.05)  # rounding differs here and there

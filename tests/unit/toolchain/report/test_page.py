@@ -4,7 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from toolchain.gate.result import Evaluation, Floor, LayerError, Measured
+from toolchain.gate.result import Answer, Evaluation, Floor, LayerError, Measured
 from toolchain.report.page import Facts, render
 
 FIGURES = Evaluation(
@@ -31,7 +31,7 @@ def points(chart: ET.Element) -> list[str]:
 
 def test_every_part_is_shown() -> None:
     html = render(
-        Facts("demo", {"model": "m"}, LINEARS, Measured({"kl": FIGURES}), {"norms": 10, "head": 30})
+        Facts("demo", {"model": "m"}, LINEARS, Measured({"kl": FIGURES}), (), {"norms": 10, "head": 30})
     )
     hidden, linears, alpha, clip, sizes = charts(html)
     assert "what the layer adds by itself, decoder layer 1: 7%" in points(hidden)
@@ -45,12 +45,12 @@ def test_every_part_is_shown() -> None:
 
 
 def test_the_same_values_give_the_same_bytes() -> None:
-    facts = Facts("demo", {}, LINEARS, Measured({"kl": FIGURES}), {"norms": 10})
+    facts = Facts("demo", {}, LINEARS, Measured({"kl": FIGURES}), (), {"norms": 10})
     assert render(facts) == render(facts)
 
 
 def test_a_plain_checkpoint_without_gates_has_sizes_alone() -> None:
-    html = render(Facts("demo", {}, {}, None, {"norms": 10}))
+    html = render(Facts("demo", {}, {}, None, (), {"norms": 10}))
     assert len(charts(html)) == 1
     assert "Hidden states" not in html
 
@@ -60,13 +60,20 @@ def test_one_layer_without_any_error_can_be_drawn() -> None:
         FIGURES.to_json() | {"layers": [{"layer": 0, "relative_error": 0.0, "own_error": 0.0}], "floor": None}
     )
     linears = {"model.layers.0.mlp.up_proj": {"relative_error": 0.0}}
-    html = render(Facts("demo", {}, linears, Measured({"kl": exact}), {}))
+    html = render(Facts("demo", {}, linears, Measured({"kl": exact})))
     assert len(charts(html)) == 2
     assert "nan" not in html
 
 
+def test_answers_are_shown_on_one_line_each() -> None:
+    html = render(Facts("demo", answers=[Answer("a\n<b>", "yes\n", (1,), 0.25, 0.5, 0)]))
+    assert "a\\n&lt;b&gt;" in html
+    assert "yes\\n" in html
+    assert ">0.250<" in html
+
+
 def test_names_cannot_break_the_page() -> None:
     name = '<script>&"'
-    html = render(Facts(name, {name: name}, {name: {"relative_error": 0.1}}, None, {name: 1}))
+    html = render(Facts(name, {name: name}, {name: {"relative_error": 0.1}}, None, (), {name: 1}))
     assert "<script>" not in html
     assert len(charts(html)) == 1  # a linear of no layer has no place in the chart
