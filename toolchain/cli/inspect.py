@@ -40,20 +40,20 @@ def inspect(
             inspect_checkpoint(found.dir("quantize")) if "quantize" in found.manifest.stages else None
         )
         if json:
-            emit(_artifact_json(found) | {"checkpoint": checkpoint and _checkpoint_json(checkpoint)})
+            emit(_artifact_json(found) | {"checkpoint": checkpoint and checkpoint_json(checkpoint)})
             return
         _print_artifact(found)
         if verify:
             typer.echo("every file is what was published\n")
         if checkpoint:
-            _print_checkpoint(checkpoint)
+            print_checkpoint(checkpoint)
         return
     if verify:
         raise UsageError("only an artifact has digests to verify", where=str(path))
     if json:
-        emit(_checkpoint_json(found))
+        emit(checkpoint_json(found))
     else:
-        _print_checkpoint(found)
+        print_checkpoint(found)
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _checkpoint_json(facts: CheckpointFacts) -> dict[str, Any]:
+def checkpoint_json(facts: CheckpointFacts) -> dict[str, Any]:
+    """A checkpoint as JSON values."""
     return {
         "path": facts.path,
         "architecture": facts.architecture,
@@ -112,16 +113,37 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {str(value)[:24]}" for name, value in single.items())
 
 
-def _print_checkpoint(facts: CheckpointFacts) -> None:
+def print_checkpoint(facts: CheckpointFacts) -> None:
+    """What a checkpoint holds, as tables."""
     from toolchain.plan.memory import human_bytes
 
-    algo = facts.quantization.get("quant_algo") or "unquantized"
+    described = facts.quantization
+    algo = described.get("quant_algo") or described.get("quant_method") or "unquantized"
+    form = f" in the form {described['format']}" if "format" in described else ""
+    cache = described.get("kv_cache_quant_algo")
+    size = human_bytes(facts.nbytes)
+    title = f"{facts.architecture}, {algo}{form}{f', KV cache {cache}' if cache else ''}, {size}"
+    if "unreadable" in described:
+        typer.echo(f"{described['unreadable']}\n")
+    if schemes := described.get("schemes"):
+        rows = [
+            [
+                str(scheme["linears"]),
+                scheme["quant_algo"],
+                str(scheme["bits"]),
+                str(scheme["group_size"] or "none"),
+                "yes" if scheme["zero_point"] else "no",
+                "scattered" if scheme["act_order"] else "consecutive",
+            ]
+            for scheme in schemes
+        ]
+        columns = [">linears", "algorithm", ">bits", ">group size", "zero points", "channels of a group"]
+        table(columns, rows, title=title)
+        typer.echo()
+        title = ""
     rows = [
         [row.name, str(row.count), row.dtype, " x ".join(map(str, row.shape)), human_bytes(row.nbytes)]
         for row in facts.rows
     ]
-    table(
-        ["tensor", ">count", "dtype", "shape", ">size"],
-        rows,
-        title=f"{facts.architecture}, {algo}, {human_bytes(facts.nbytes)}",
-    )
+    columns = ["tensor", ">count", "dtype", "shape", ">size"]
+    table(columns, rows, title=title)

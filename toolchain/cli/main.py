@@ -18,6 +18,7 @@ from toolchain.cli import (
     doctor,
     evaluate,
     explain,
+    export,
     generate,
     init,
     inspect,
@@ -67,7 +68,7 @@ for panel, verbs in {
         plan.plan,
         compat.compat,
     ),
-    "Artifacts": (build.build, inspect.inspect, evaluate.eval, serve.serve, generate.generate),
+    "Artifacts": (build.build, inspect.inspect, evaluate.eval, export.export, serve.serve, generate.generate),
     "Housekeeping": (doctor.doctor, schema.schema),
 }.items():
     for verb in verbs:

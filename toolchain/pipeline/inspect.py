@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.errors import UsageError
+from toolchain.errors import ModelError, UsageError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.config_json import read_json_object
 from toolchain.model.families import layer_prefix, linear_kind
 from toolchain.pipeline.artifact import Artifact
+
+_DESCRIBED_IN = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Files that say how a checkpoint is quantized where `config.json` does not."""
 
 _LAYER = re.compile(re.escape(layer_prefix(0)).replace("0", r"\d+"))
 
@@ -34,7 +38,7 @@ class CheckpointFacts:
 
     path: Path
     architecture: str
-    quantization: dict[str, Any]  # quant_algo, group_size ... of hf_quant_config.json; empty if plain
+    quantization: dict[str, Any]  # see `describe_quantization`
     rows: list[TensorRow]
 
     @property
@@ -46,7 +50,6 @@ class CheckpointFacts:
 def inspect_checkpoint(directory: Path) -> CheckpointFacts:
     """The tensors of a model directory, layers folded together."""
     config = read_json_object(directory / "config.json")
-    quantized = directory / "hf_quant_config.json"
     checkpoint = Checkpoint.open(directory)
     kinds: dict[tuple[str, str, tuple[int, ...]], list[int]] = defaultdict(list)
     for name in checkpoint.names:
@@ -55,12 +58,51 @@ def inspect_checkpoint(directory: Path) -> CheckpointFacts:
     return CheckpointFacts(
         directory,
         str((config.get("architectures") or ["unknown"])[0]),
-        read_json_object(quantized).get("quantization", {}) if quantized.is_file() else {},
+        describe_quantization(directory, config),
         [
             TensorRow(name, len(sizes), dtype, shape, sum(sizes))
             for (name, dtype, shape), sizes in kinds.items()
         ],
     )
+
+
+def describe_quantization(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a checkpoint is quantized; nothing for a plain one.
+
+    Returns:
+        format, quant_algo, group_size (None where linears differ or have none), kv_cache_quant_algo, and
+        `schemes`: for each way in which linears are quantized, quant_algo, bits, group_size, zero_point,
+        act_order and the number of `linears`. Of a form that cannot be read, quant_method and, as
+        `unreadable`, the reason.
+    """
+    if "quantization_config" not in config and not any(
+        (directory / name).is_file() for name in _DESCRIBED_IN
+    ):
+        return {}
+    from quantize.formats.checkpoint import QuantizedCheckpoint
+
+    try:
+        opened = QuantizedCheckpoint.open(directory)
+    except ModelError as error:
+        described = config.get("quantization_config")
+        method = described.get("quant_method") if isinstance(described, dict) else described
+        return {
+            "quant_method": method,
+            "unreadable": f"{error.what}: {error.why}" if error.why else error.what,
+        }
+    if opened.form is None:
+        return {}
+    counts = Counter(opened.scheme.linears.values())
+    return {
+        "format": opened.form.name,
+        "quant_algo": opened.quant_algo,
+        "group_size": opened.group_size,
+        "kv_cache_quant_algo": opened.kv_cache_quant_algo,
+        "schemes": [
+            {name: value for name, value in asdict(scheme).items() if name != "variant"} | {"linears": count}
+            for scheme, count in counts.items()
+        ],
+    }
 
 
 def inspect_path(path: Path) -> Artifact | CheckpointFacts:

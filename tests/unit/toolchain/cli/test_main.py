@@ -44,7 +44,7 @@ def broken(tmp_path):
 
 def test_the_verbs_are_all_there():
     wanted = {"init", "ls", "show", "validate", "plan", "build", "inspect", "serve", "generate"}
-    assert {words[0] for words in VERBS} >= wanted | {"eval", "store", "doctor", "schema"}
+    assert {words[0] for words in VERBS} >= wanted | {"eval", "export", "store", "doctor", "schema"}
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -540,3 +540,21 @@ def test_an_announced_server_that_does_not_answer_is_passed_over(tmp_path, monke
         result = llmbuild("generate", artifact, "hello")
     assert f"starting Triton for {artifact}" in result.stderr  # which fails: the manifest is empty
     assert "no server answers" not in result.stderr
+
+
+def test_export_and_inspect_say_how_a_checkpoint_is_quantized(tmp_path):
+    data = CONFIGS.parent / "tests" / "data" / "quantized"
+    result = llmbuild(
+        "export", data / "gptqmodel/gptq", "--format", "awq", "--out", tmp_path / "out", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["quantization"]["format"] == "awq"
+    shown = llmbuild("inspect", tmp_path / "out").stdout
+    assert shown.startswith("LlamaForCausalLM, W4A16_AWQ in the form awq, ")
+    assert re.search(r"^ *7 +W4A16_AWQ +4 +32 +no +consecutive$", shown, re.MULTILINE)
+    result = llmbuild(
+        "export", data / "gptqmodel/gptq_desc_act", "--format", "modelopt", "--out", tmp_path / "b"
+    )
+    assert result.exit_code == errors.QuantizeError.exit_code
+    assert "ModelOpt's form has no g_idx" in result.stderr
+    assert not (tmp_path / "b").exists()
