@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quantize.formats.awq import AutoAwq
-from quantize.formats.base import FLOATS, Format, Scheme
+from quantize.formats.base import FLOATS, Description, Format, Scheme
 from quantize.formats.compressed_tensors import CompressedTensors
 from quantize.formats.gptq import Gptq
 from quantize.formats.modelopt import ModelOpt
@@ -28,6 +28,9 @@ _FORMS: tuple[Format, ...] = (ModelOpt(), Gptq(), AutoAwq(), CompressedTensors()
 
 FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMS}
 """Every file form, by its name in recipes."""
+
+DESCRIPTION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Where forms, or old versions of them, describe a checkpoint beside `config.json`."""
 
 SHARD_BYTES = 5_000_000_000
 
@@ -58,6 +61,7 @@ def write_checkpoint(
     scheme: Scheme | None,
     form: Format,
     *,
+    description: Description | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a checkpoint directory: weights, configuration, tokenizer.
@@ -72,6 +76,7 @@ def write_checkpoint(
         tensors: everything to store, in the order in which it should lie in the files.
         scheme: what `config.json` tells; None for a plain checkpoint.
         form: the form that the tensors are in.
+        description: what to tell instead, where the tensors are somebody else's.
         shard_bytes: the size above which the weights are split into several files.
 
     Raises:
@@ -88,11 +93,13 @@ def write_checkpoint(
     except OSError as error:
         raise os_error(error, "copy the tokenizer and its companions") from error
     _write_weights(out_dir, tensors, shard_bytes)
-    if scheme is not None:
+    if scheme is not None and description is None:
         description = form.describe(scheme)
+    if description is not None:
         for name, content in description.files.items():
             _write_json(out_dir / name, content)
-        config["quantization_config"] = description.quantization_config
+        if description.quantization_config:
+            config["quantization_config"] = description.quantization_config
     _write_json(out_dir / "config.json", config)
 
 

@@ -14,13 +14,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantize.formats.base import INT8_SQ, W4A8_AWQ, W4A16, W4A16_AWQ, Format, LinearScheme, Scheme
-from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint, check_held, write_checkpoint
+from quantize.formats.base import (
+    INT8_SQ,
+    W4A8_AWQ,
+    W4A16,
+    W4A16_AWQ,
+    Description,
+    Format,
+    LinearScheme,
+    Scheme,
+)
+from quantize.formats.checkpoint import (
+    DESCRIPTION_FILES,
+    FORMATS,
+    QuantizedCheckpoint,
+    check_held,
+    write_checkpoint,
+)
 from quantize.formats.fold import Layer, fold_pre_quant_scales
 from quantize.formats.tensorfile import StoredTensor, write_tensor_file
 from quantize.linear import QuantizedLinear
 from toolchain.errors import ModelError, QuantizeError, os_error
-from toolchain.model.checkpoint import TORCH_DTYPES
+from toolchain.model.checkpoint import TORCH_DTYPES, Checkpoint
+from toolchain.model.config_json import read_json_object
 from toolchain.model.families import (
     EMBEDDING,
     expected_tensors,
@@ -50,13 +66,14 @@ def convert_checkpoint(
 ) -> Scheme:
     """Write the quantized checkpoint in `source_dir`, of any form, to `out_dir` in another.
 
-    One decoder layer is in memory at a time; what is not part of a quantized linear is copied from where it
-    lies. The same source gives the same bytes. `config.json` comes last.
+    In the form that it has it is copied, tensors and description as they are. One decoder layer is in memory
+    at a time; what is not part of a quantized linear is copied from where it lies. The same source gives the
+    same bytes. `config.json` comes last.
 
     Args:
         source_dir: a quantized checkpoint of a supported family.
         out_dir: made if need be.
-        form: a name of `FORMATS`, or "auto".
+        form: a name of `FORMATS`, "auto" or "own".
         progress: is told of each layer.
 
     Returns:
@@ -78,10 +95,16 @@ def convert_checkpoint(
     spec = load_spec(source_dir)
     source.verify(spec)
     target = _target_form(source, spec, form)
+    progress = progress or Silent()
+    if target is source.form:
+        progress.note(f"the checkpoint is in the form {target.name} already: it is copied")
+        tensors = {name: _stored(source.checkpoint, name) for name in source.checkpoint.names}
+        described = _description(source_dir)
+        write_checkpoint(source_dir, out_dir, tensors, source.scheme, target, description=described)
+        return source.scheme
     scheme = _target_scheme(source.scheme, spec, target)
     check_held(target, scheme)
     dtype: torch.dtype = getattr(torch, TORCH_DTYPES[source.checkpoint.dtype(EMBEDDING)])
-    progress = progress or Silent()
     progress.start(f"convert to {target.name}", spec.num_hidden_layers, "layers")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -90,8 +113,8 @@ def convert_checkpoint(
             files = []
             for index in range(spec.num_hidden_layers):
                 files.append(Path(parts) / f"{index:05d}.safetensors")
-                tensors = _converted_layer(source, spec, index, scheme, target, dtype)
-                write_tensor_file(files[-1], {name: StoredTensor.of(t) for name, t in tensors.items()})
+                layer = _converted_layer(source, spec, index, scheme, target, dtype)
+                write_tensor_file(files[-1], {name: StoredTensor.of(t) for name, t in layer.items()})
                 progress.advance()
             write_checkpoint(source_dir, out_dir, _in_order(source, spec, files), scheme, target)
     except OSError as error:
@@ -214,9 +237,25 @@ def _in_order(source: QuantizedCheckpoint, spec: ModelSpec, files: list[Path]) -
         if name.startswith("model.layers."):
             continue
         if name in stored:
-            tensors[name] = StoredTensor(stored.dtype(name), stored.shape(name), stored.location(name))
+            tensors[name] = _stored(stored, name)
         if name == EMBEDDING:
             for file in files:
                 for own, entry in read_header(file).items():
                     tensors[own] = StoredTensor(entry.dtype, entry.shape, entry.location)
     return tensors
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor:
+    return StoredTensor(checkpoint.dtype(name), checkpoint.shape(name), checkpoint.location(name))
+
+
+def _description(directory: Path) -> Description:
+    """What a checkpoint says of itself, word for word."""
+    return Description(
+        read_json_object(directory / "config.json").get("quantization_config") or {},
+        {
+            name: read_json_object(directory / name)
+            for name in DESCRIPTION_FILES
+            if (directory / name).is_file()
+        },
+    )
