@@ -18,7 +18,7 @@ from benchmarks.conditions import conditions
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-BENCHMARKS = ("cli", "quantize_memory", "ir_memory", "serving", "batching")
+BENCHMARKS = ("cli", "quantize_memory", "ir_memory", "quantization", "serving", "batching")
 
 INTRODUCTION = """\
 # Benchmarks
@@ -68,13 +68,14 @@ def _section(name: str, kept: dict[str, Any]) -> str:
     lines = [f"## {kept['title']}", ""]
     lines += [f"- {key}: {value}" for key, value in result.items()]
     if rows:
-        lines += ["", _table(rows)]
+        lines += ["", table(rows)]
     machine = "; ".join(f"{key} {value}" for key, value in kept["conditions"].items())
     lines += ["", f"`python -m benchmarks {name}`, {kept['date']}, {kept['minutes']} minutes. {machine}.", ""]
     return "\n".join(lines)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of one set of columns, as Markdown."""
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]

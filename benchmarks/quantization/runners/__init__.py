@@ -1,0 +1,1 @@
+"""One module a tool: quantizes a model as a job says, in the tool's own environment, and measures itself."""
