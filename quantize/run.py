@@ -12,6 +12,7 @@ from quantize.formats.checkpoint import FORMATS, form_of
 from quantize.formats.convert import AUTO, convert_checkpoint
 from quantize.methods import make_method
 from quantize.mixed import Budget, Search, quantize_searched
+from quantize.providers.modelopt import quantize_with_modelopt
 from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
@@ -46,9 +47,9 @@ def quantize_checkpoint(
         out_dir: where the checkpoint goes.
         work_dir: the state to resume from.
         config: `method` and what else of a recipe's `quantization` it reads: the methods' own fields,
-            `exclude`, `overrides`, `kv_cache` ("FP8" or "INT8"), `format`, `device`, `search` (`candidates`
-            and `max_bits`, `max_bytes`, `max_kl`); `dtype` ("auto", or the dtype that the source must have);
-            with a `calibration_text`, `calibration`: `samples`, `seq_len`, `seed`.
+            `exclude`, `overrides`, `kv_cache` ("FP8" or "INT8"), `format`, `device`, `provider`, `search`
+            (`candidates` and `max_bits`, `max_bytes`, `max_kl`); `dtype` ("auto", or the dtype that
+            the source must have); with a `calibration_text`, `calibration`: `samples`, `seq_len`, `seed`.
         calibration_text: the calibration data; None for a method that needs none.
         hidden_memory: as in `Machine`.
         divergence: measures a quantized model, for a search with a budget of KL divergence.
@@ -80,6 +81,10 @@ def quantize_checkpoint(
             vocab_size=spec.vocab_size,
             progress=progress,
             **{name: config["calibration"][name] for name in ("samples", "seq_len", "seed")},
+        )
+    if config.get("provider", "native") == "modelopt":
+        return quantize_with_modelopt(
+            model_dir, out_dir, work_dir, config=config, calibration=calibration, progress=progress
         )
     common: dict[str, Any] = {
         "exclude": config.get("exclude", ()),

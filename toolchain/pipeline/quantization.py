@@ -32,6 +32,8 @@ def quantize_config(quant: Quantization, flavour: str) -> dict[str, Any]:
         config |= {name: getattr(quant, name) for name, by in READ_BY.items() if quant.methods & by}
         config |= {"exclude": list(quant.exclude), "format": quant.file_form(flavour)}
         config["overrides"] = [override.model_dump() for override in quant.overrides]
+        if quant.provider != "native":
+            config["provider"] = quant.provider
     if quant.search is not None:
         size = quant.search.max_size
         config["search"] = {

@@ -143,7 +143,11 @@ def _quantize(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> St
         inputs=("source",),
         sources=sources,
         config=config,
-        tools=versions("torch", *(["tokenizers"] if CALIBRATION in sources else [])),
+        tools=versions(
+            "torch",
+            *(["tokenizers"] if CALIBRATION in sources else []),
+            *(["nvidia-modelopt", "transformers"] if "provider" in config else []),
+        ),
         intermediates=measured,
     )
 

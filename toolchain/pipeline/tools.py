@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
 from toolchain.errors import LlmbuildError, ToolchainError
+from toolchain.pipeline.quantization import quantize_config
+from toolchain.pipeline.stage import versions
 from toolchain.pipeline.stages import STAGES
 
 if TYPE_CHECKING:
@@ -30,16 +32,22 @@ def missing_tools(recipe: Recipe, until: str | None = None) -> list[ToolchainErr
 
 
 def _missing_for_quantization(recipe: Recipe) -> list[ToolchainError]:
-    quant = recipe.quantization
+    quant, where = recipe.quantization, "quantization.provider"
+    if quant.provider == "native" or not quant.methods:
+        return []
+    from quantize.providers.modelopt import INSTALL, unsupported
+
     missing = []
-    if quant.provider == "modelopt":
+    if problems := unsupported(quantize_config(quant, recipe.engine.flavour)):
         missing.append(
             ToolchainError(
-                "this release cannot run ModelOpt as the quantizer yet",
-                where="quantization.provider",
+                f"ModelOpt cannot quantize as the recipe says: not available are {'; '.join(problems)}",
+                where=where,
                 fix="use provider: native",
             )
         )
+    if versions("nvidia-modelopt")["nvidia-modelopt"] == "absent":
+        missing.append(ToolchainError("nvidia-modelopt is not installed", where=where, fix=INSTALL))
     return missing
 
 

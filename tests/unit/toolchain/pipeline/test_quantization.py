@@ -74,3 +74,8 @@ def test_an_absent_gpu_is_told_before_any_work() -> None:
     assert device_type("auto") == "cpu"
     with pytest.raises(ToolchainError, match="no CUDA device"):
         device_type("cuda")
+
+
+def test_the_provider_counts_where_something_is_quantized() -> None:
+    assert config(method="fp8", provider="modelopt") == config(method="fp8") | {"provider": "modelopt"}
+    assert config(method="none", provider="modelopt") == config(method="none")
