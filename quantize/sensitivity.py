@@ -13,6 +13,7 @@ methods tells how good the choice is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from quantize.layer import DecoderLayer, Simulation, rotary_tables
 from quantize.method import Group, Method, QuantizedGroup
 from quantize.simulate import input_rounding
 from quantize.work import WorkDir
+from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.families import EMBEDDING, LinearGroup, layer_prefix, layer_tensors, linear_groups
 from toolchain.model.spec import load_spec
@@ -106,7 +108,7 @@ def measure_sensitivity(
 
     Raises:
         StoreError: the file system refuses.
-        QuantizeError: `work_dir` belongs to another measurement.
+        QuantizeError: `work_dir` belongs to another measurement; NaN or Inf after a layer.
     """
     run = _Pass(source_dir, candidates, searched, calibration, form, device)
     work = WorkDir(work_dir, run.fingerprint())
@@ -188,6 +190,13 @@ class _Pass:
                 for name, answer in answers.items()
             }
             errors = self._errors(layer, group, variants)
+            if not all(math.isfinite(error) for error in errors.values()):
+                raise QuantizeError(
+                    "NaN or Inf after the layer, with these linears quantized",
+                    where=", ".join(prefix + name for name in names),
+                    why="the calibration set's activations overflow, or the weights are damaged",
+                    fix="check the source model's weights, or exclude these linears",
+                )
             costs = {}
             for name, method in self.candidates.items():
                 answer = answers.get(name)
@@ -231,8 +240,20 @@ class _Pass:
             {name: stored[f"{name}.bias"] for name in names if f"{name}.bias" in stored},
             stored[f"{group.source}.weight"] if whole else None,
             not from_norm and self.form.holds_pre_quant_scale,
+            source_rows=None
+            if from_norm or self.form.holds_pre_quant_scale
+            else self._source_rows(group.kind, stored[f"{group.source}.weight"].shape[0]),
         )
         return {name: method.quantize(share, observers.get(name)) for name, method in methods.items()}
+
+    def _source_rows(self, kind: str, rows: int) -> Tensor:
+        """As in `Group`: the output channel of v_proj or up_proj that each input channel comes from."""
+        row_R = torch.arange(rows, device=self.device)
+        if kind != "o":
+            return row_R
+        heads = rows // self.spec.head_dim
+        repeats = self.spec.num_attention_heads // heads
+        return row_R.view(heads, 1, -1).expand(heads, repeats, -1).flatten()
 
     def _input(self, layer: DecoderLayer, kind: str, x_BSH: Tensor) -> Tensor:
         """What the group reads."""
@@ -259,7 +280,11 @@ class _Pass:
         if answer.norm is not None:
             changed[f"{group.source}.weight"] = answer.norm.to(self.device, self.dtype)
         for name, linear in answer.linears.items():
-            changed[f"{name}.weight"] = linear.dequantize(self.dtype).to(self.device)
+            weight_OI = linear.dequantize().to(self.device)
+            if answer.source_scale is not None:  # whose inverse the linear before gives its outputs
+                rows_I = self._source_rows(group.kind, len(answer.source_scale))
+                weight_OI = weight_OI / answer.source_scale[rows_I]
+            changed[f"{name}.weight"] = weight_OI.to(self.dtype)
             rounding = input_rounding(linear, method.scheme.quant_algo)
             if rounding is not None:
                 rounded[name] = rounding

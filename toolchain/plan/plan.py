@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,14 @@ from toolchain.errors import PlanError, combined
 from toolchain.model.families import active_width
 from toolchain.plan import compat, kernels, memory
 from toolchain.plan.facts import model_facts
-from toolchain.plan.memory import MethodBytes, WeightBytes
-from toolchain.plan.quantization import defaults, published_storage, quantization_problems, storages
+from toolchain.plan.memory import MethodBytes
+from toolchain.plan.quantization import published_storage, quantization_problems
+from toolchain.plan.stored import quantized_bytes
 from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
     from toolchain.model.spec import ModelSpec
     from toolchain.recipe import Recipe
-    from toolchain.recipe.quantization import Quantization
 
 GPU_RUNTIME_BYTES = 2 * 2**30
 """CUDA context, libraries and workspace of a rank; measured values in reports lie between 1 and 2.5 GiB."""
@@ -122,7 +122,7 @@ def make_plan(recipe: Recipe) -> Plan:
         problems += quantization_problems(spec, quant, engine.flavour)
         problems += compat.parallel_problems(spec, quant, engine.flavour, tensor, pipeline)
         if quant.methods:
-            stored, by_method = _stored(spec, quant, notes)
+            stored, by_method = quantized_bytes(spec, quant, notes)
     except PlanError as error:  # a pattern that means nothing: no linear's method is known
         problems.append(error)
     rank_bytes = memory.rank_weight_bytes(spec, stored, tensor, pipeline)
@@ -205,45 +205,6 @@ def make_plan(recipe: Recipe) -> Plan:
         problems=problems,
         notes=notes,
     )
-
-
-def _stored(
-    spec: ModelSpec, quant: Quantization, notes: list[str]
-) -> tuple[WeightBytes, dict[str, MethodBytes]]:
-    """Bytes of the quantized weights, by method too; under a search, what its budget lets them be."""
-    if spec.tie_word_embeddings:
-        table = memory.human_bytes(memory.weight_bytes(spec).embedding)
-        notes.append(
-            f"lm_head is the embedding table ({table}), which stays in {spec.dtype} whatever `exclude` says"
-        )
-    if quant.search is None:
-        assigned = storages(spec, quant, quant.method)
-        stored = memory.weight_bytes(spec, others=assigned)
-        return stored, memory.bytes_by_method(spec, assigned)
-    largest, smallest = (
-        choose(
-            (memory.weight_bytes(spec, others=storages(spec, quant, method)) for method in defaults(quant)),
-            key=lambda weights: weights.total,
-        )
-        for choose in (max, min)
-    )
-    wanted = largest.layer_linears
-    if quant.search.max_bits is not None:
-        wanted = int(memory.linear_count(spec) * quant.search.max_bits / 8)
-    elif quant.search.max_size is not None:
-        wanted = size_bytes(quant.search.max_size) - (largest.total - largest.layer_linears)
-    if wanted < smallest.layer_linears:
-        least = 8 * smallest.layer_linears / memory.linear_count(spec)
-        raise PlanError(
-            f"the budget cannot be met: all candidates together need at least "
-            f"{memory.human_bytes(smallest.total)}, {least:.2f} bits a weight of the linears",
-            where="quantization.search",
-            fix="raise the budget, or add a smaller method to the candidates",
-        )
-    share = min(1.0, wanted / largest.layer_linears)
-    linears = tuple(int(count * share) for count in largest.linears)
-    notes.append("the search decides which linears get which method; its budget is what is planned for")
-    return replace(largest, linears=linears), {}
 
 
 def _kv_dtype(recipe: Recipe, spec: ModelSpec) -> str:

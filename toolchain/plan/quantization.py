@@ -79,6 +79,14 @@ def published_storage(described: Mapping[str, Any] | None) -> Storage:
 def quantization_problems(spec: ModelSpec, quant: Quantization, flavour: str) -> list[PlanError]:
     """Why the section cannot work for the model, whatever the GPU; empty when it can."""
     problems = _source_problems(spec, quant)
+    if quant.search is not None and spec.moe is not None:
+        problems.append(
+            PlanError(
+                f"a search does not cover the experts of {spec.architecture}",
+                where="quantization.search",
+                fix="choose one method, and give other linears theirs in quantization.overrides",
+            )
+        )
     found = [storages(spec, quant, method) for method in defaults(quant)]
     problems += _group_problems(spec, found)
     if flavour != "openvino":

@@ -12,14 +12,18 @@ import torch
 
 from quantize.awq_method import Awq
 from quantize.calibration import Calibration
-from quantize.driver import Machine
-from quantize.formats.checkpoint import FORMATS
+from quantize.driver import Machine, quantize_model
+from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint
 from quantize.gptq_method import Gptq
+from quantize.layer import DecoderLayer, rotary_tables
+from quantize.linear import QuantizedLinear
 from quantize.method import Method
 from quantize.mixed import Budget, Search, quantize_searched
 from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
+from toolchain.model.families import EMBEDDING, layer_prefix, layer_tensors
+from toolchain.model.spec import load_spec
 
 CALIBRATION = Calibration("test", torch.randint(96, (6, 24), generator=torch.Generator().manual_seed(0)), 0)
 CANDIDATES: Mapping[str, Method | None] = {"awq": Awq(16), "gptq": Gptq(32), "none": None}
@@ -83,6 +87,45 @@ def test_a_budget_in_bits_counts_the_searched_linears(
     chosen = {name: unit["chosen"] for unit in found["units"] for name in unit["linears"]}
     for name, method in chosen.items():
         assert (name in report["excluded"]) == (method == "none")
+
+
+@pytest.mark.parametrize("form", ["modelopt", "compressed-tensors"])
+def test_errors_are_those_of_the_layer_as_it_is_stored(
+    form: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The pass says of every group alone what the driver then writes of it alone."""
+    source, methods = save_model(), {"awq": Awq(16), "none": None}
+    report = searched(
+        source, tmp_path, Budget(max_bits=16.0), search=Search(methods, Budget(max_bits=16.0)),
+        form=FORMATS[form],
+    )  # fmt: skip
+    spec = load_spec(source)
+    hidden = torch.nn.functional.embedding(
+        CALIBRATION.tokens, Checkpoint.open(source).view(EMBEDDING)
+    ).float()
+    rotary = rotary_tables(spec, hidden.shape[1], torch.float32)
+    right = DecoderLayer(spec, 0, plain_layer(source)).forward(hidden, rotary)
+    for unit in report["search"]["units"][:4]:
+        out = tmp_path / unit["kind"]
+        quantize_model(
+            source, out, tmp_path / f"{unit['kind']}-work", method=None, calibration=CALIBRATION,
+            overrides=[Override(name, Awq(16)) for name in unit["linears"]], form=FORMATS[form],
+            machine=Machine("cpu"),
+        )  # fmt: skip
+        moved = DecoderLayer(spec, 0, plain_layer(out)).forward(hidden, rotary) - right
+        error = float((moved.square().sum(-1) / right.square().sum(-1)).mean())
+        assert unit["candidates"]["awq"]["error"] == pytest.approx(error, rel=0.15), unit["kind"]
+
+
+def plain_layer(directory: Path) -> dict[str, torch.Tensor]:
+    """The tensors of layer 0 in float32, dequantized."""
+    checkpoint, prefix = QuantizedCheckpoint.open(directory), layer_prefix(0)
+    tensors = {}
+    for name in layer_tensors(load_spec(directory), 0):
+        module = name.removesuffix(".weight")
+        linear = checkpoint.linear(prefix + module) if "_proj" in name else checkpoint.read(prefix + name)
+        tensors[name] = linear.dequantize() if isinstance(linear, QuantizedLinear) else linear.float()
+    return tensors
 
 
 def test_errors_grow_with_coarseness_and_are_none_without_rounding(

@@ -137,6 +137,15 @@ def test_a_search_is_planned_by_its_budget():
     assert plan.problems == []
     tables = 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
     assert plan.stored_bytes - tables == pytest.approx(80 * 855_638_016 * 6 / 8, rel=1e-6)
+    # The budget is that of the linears searched: attention in bf16 does not count.
+    plain = planned(
+        "llama70b-int4", "engine.gpu=h100", "quantization.method=mixed", search.replace("6}", "5}"),
+        'quantization.exclude=["*.self_attn.*"]',
+    )  # fmt: skip
+    assert plain.problems == []
+    attention = 2 * 8192 * 8192 + 2 * 8192 * 1024
+    linears = 80 * (attention * 2 + (855_638_016 - attention) * 5 / 8)
+    assert plain.stored_bytes - tables == pytest.approx(linears, rel=1e-6)
     with pytest.raises(PlanError, match=r"cannot be met: .* 4\.25 bits a weight"):
         planned(
             "llama70b-int4", "quantization.method=mixed", search.replace("max_bits: 6", "max_size: 30GiB")

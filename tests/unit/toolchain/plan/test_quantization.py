@@ -98,6 +98,9 @@ def test_the_experts_of_a_layer_are_one() -> None:
     one = quant(overrides=[{"modules": "*.experts.3.*", "method": "fp8"}])
     assert whats(one, "tensorrt", **moe) == ["overrides or exclusions split the experts"]
     assert whats(quant(overrides=[{"modules": "*.experts.*", "method": "fp8"}]), "tensorrt", **moe) == []
+    search = {"candidates": ["fp8", "none"], "max_bits": 9.0}
+    (what,) = whats(quant(method="mixed", search=search), "tensorrt", **moe)
+    assert what == "a search does not cover the experts of MixtralForCausalLM"
 
 
 def test_a_pattern_that_matches_nothing() -> None:
