@@ -77,6 +77,8 @@ class W4A8Awq:
             factor_I = torch.where(norm_I == 0, factor_I, answer.norm.float() / norm_I)
         elif first.pre_quant_scale is not None:
             factor_I = first.pre_quant_scale.float()
+        elif answer.source_scale is not None and group.source_rows is not None:
+            factor_I = 1 / answer.source_scale[group.source_rows]
         input_scale = amax_scale((statistics.activations.amax * factor_I.abs()).amax())
         largest = torch.stack([_largest(linear) for linear in answer.linears.values()]).amax()
         scale_2 = amax_scale(largest)
@@ -84,11 +86,11 @@ class W4A8Awq:
             name: replace(linear, input_scale=input_scale, weight_scale_2=scale_2)
             for name, linear in answer.linears.items()
         }
-        # A scale that went into the norm is judged as if it stood beside the linear.
+        # A scale that went elsewhere is judged as if it stood beside the linear.
         judged = {name: replace(linear, pre_quant_scale=factor_I) for name, linear in linears.items()}
         errors = output_errors(group.weights, judged, W4A8_AWQ, statistics.activations.sample)
         report = {name: {**answer.report[name], **facts} for name, facts in errors.items()}
-        return QuantizedGroup(linears, answer.norm, report=report)
+        return replace(answer, linears=linears, report=report)
 
 
 def _largest(linear: QuantizedLinear) -> Tensor:
