@@ -29,9 +29,6 @@ _FORMS: tuple[Format, ...] = (ModelOpt(), Gptq(), AutoAwq(), CompressedTensors()
 FORMATS: Mapping[str, Format] = {form.name: form for form in _FORMS}
 """Every file form, by its name in recipes."""
 
-DESCRIPTION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-"""Where forms, or old versions of them, describe a checkpoint beside `config.json`."""
-
 SHARD_BYTES = 5_000_000_000
 
 # Everything of a source directory, besides config and weights, that a server of the model needs.

@@ -25,7 +25,6 @@ from quantize.formats.base import (
     Scheme,
 )
 from quantize.formats.checkpoint import (
-    DESCRIPTION_FILES,
     FORMATS,
     QuantizedCheckpoint,
     check_held,
@@ -35,7 +34,7 @@ from quantize.formats.fold import Layer, fold_pre_quant_scales
 from quantize.formats.tensorfile import StoredTensor, write_tensor_file
 from quantize.linear import QuantizedLinear
 from toolchain.errors import ModelError, QuantizeError, os_error
-from toolchain.model.checkpoint import TORCH_DTYPES, Checkpoint
+from toolchain.model.checkpoint import DESCRIPTION_FILES, TORCH_DTYPES, Checkpoint
 from toolchain.model.config_json import read_json_object
 from toolchain.model.families import (
     EMBEDDING,

@@ -27,10 +27,21 @@ from toolchain.progress import Progress, Silent
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INDEX_FILE", "SINGLE_FILE", "TORCH_DTYPES", "Checkpoint", "Location", "weight_files"]
+__all__ = [
+    "DESCRIPTION_FILES",
+    "INDEX_FILE",
+    "SINGLE_FILE",
+    "TORCH_DTYPES",
+    "Checkpoint",
+    "Location",
+    "weight_files",
+]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+DESCRIPTION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Where forms of quantized checkpoints, or old versions of them, describe one beside `config.json`."""
 
 TORCH_DTYPES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ModelError, UsageError
-from toolchain.model.checkpoint import Checkpoint
+from toolchain.model.checkpoint import DESCRIPTION_FILES, Checkpoint
 from toolchain.model.config_json import read_json_object
 from toolchain.model.families import layer_prefix, linear_kind
 from toolchain.pipeline.artifact import Artifact
-
-_DESCRIBED_IN = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-"""Files that say how a checkpoint is quantized where `config.json` does not."""
 
 _LAYER = re.compile(re.escape(layer_prefix(0)).replace("0", r"\d+"))
 
@@ -76,7 +73,7 @@ def describe_quantization(directory: Path, config: Mapping[str, Any]) -> dict[st
         `unreadable`, the reason.
     """
     if "quantization_config" not in config and not any(
-        (directory / name).is_file() for name in _DESCRIBED_IN
+        (directory / name).is_file() for name in DESCRIPTION_FILES
     ):
         return {}
     from quantize.formats.checkpoint import QuantizedCheckpoint
