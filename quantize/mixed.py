@@ -105,7 +105,7 @@ def quantize_searched(
         searched=searched,
         calibration=calibration,
         form=form,
-        device=machine.device,
+        machine=machine,
         events=events,
     )
 

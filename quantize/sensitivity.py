@@ -25,11 +25,13 @@ from torch import Tensor
 
 from quantize.calibration import Calibration
 from quantize.device import arithmetic, batch_size, choose_device
+from quantize.driver import Machine
 from quantize.formats.base import Format
 from quantize.formats.tensorfile import write_text_file
 from quantize.layer import DecoderLayer, Simulation, rotary_tables
 from quantize.method import Group, Method, QuantizedGroup
 from quantize.simulate import input_rounding
+from quantize.states import States
 from quantize.work import WorkDir
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
@@ -89,7 +91,7 @@ def measure_sensitivity(
     searched: Set[str],
     calibration: Calibration,
     form: Format,
-    device: str = "auto",
+    machine: Machine,
     events: Progress | None = None,
 ) -> list[Unit]:
     """Measure every unit of the dense model in `source_dir` under every candidate.
@@ -103,18 +105,20 @@ def measure_sensitivity(
         searched: full names of the linears that are to be measured; others stay as they are.
         calibration: what flows through the model.
         form: of the checkpoint, which decides the bytes.
-        device: as in `Machine`.
+        machine: where and within which memory it works.
         events: is told of each layer.
 
     Raises:
         StoreError: the file system refuses.
         QuantizeError: `work_dir` belongs to another measurement; NaN or Inf after a layer.
     """
-    run = _Pass(source_dir, candidates, searched, calibration, form, device)
+    run = _Pass(source_dir, candidates, searched, calibration, form, machine.device)
     work = WorkDir(work_dir, run.fingerprint())
     events = events or Silent()
     files = [work.path / f"units-{layer:05d}.json" for layer in range(run.spec.num_hidden_layers)]
     events.start("search", len(files), "layers", done=sum(file.exists() for file in files))
+    if not all(file.exists() for file in files):
+        run.enter(machine.hidden_memory, work.path / ".hidden.partial")
     units: list[Unit] = []
     for layer, file in enumerate(files):
         done = file.exists()
@@ -151,7 +155,18 @@ class _Pass:
         self.measured = max(1, _MEASURED_TOKENS // length)
         size = batch_size(length, self.device)
         self.batches = [slice(at, min(at + size, count)) for at in range(0, count, size)]
-        self.hidden_NSH = F.embedding(calibration.tokens, self.checkpoint.view(EMBEDDING)).to(self.dtype)
+
+    def enter(self, hidden_memory: int | None, file: Path) -> None:
+        """Make the hidden states those that enter layer 0, in `file` beyond `hidden_memory` bytes."""
+        shape = (*self.calibration.tokens.shape, self.spec.hidden_size)
+        spill = hidden_memory is not None and math.prod(shape) * self.dtype.itemsize > hidden_memory
+        self.hidden = States(
+            shape, self.dtype, device=self.device, batches=self.batches, file=file if spill else None
+        )
+        embedding_VH = self.checkpoint.view(EMBEDDING)
+        for batch in self.batches:
+            tokens_BS = self.calibration.tokens[batch]
+            self.hidden.values[batch] = F.embedding(tokens_BS, embedding_VH).to(self.dtype)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the results of an unfinished measurement must agree in."""
@@ -171,9 +186,9 @@ class _Pass:
     def advance(self, index: int) -> None:
         """Let the hidden states go through layer `index`."""
         layer = DecoderLayer(self.spec, index, self._tensors(index)[1])
-        for batch in self.batches:
-            x_BSH = self.hidden_NSH[batch].to(self.device)
-            self.hidden_NSH[batch] = layer.forward(x_BSH, self.rotary).to(self.hidden_NSH.device)
+        for batch, x_BSH in self.hidden:
+            self.hidden.write(batch, layer.forward(x_BSH, self.rotary))
+        self.hidden.settle()
 
     def units(self, index: int) -> Iterator[Unit]:
         """Measure the units of layer `index`, whose input the hidden states are."""
@@ -229,8 +244,8 @@ class _Pass:
             if method.needs_calibration
         }
         if observers:
-            for batch in self.batches:
-                x_BSI = self._input(layer, group.kind, self.hidden_NSH[batch].to(self.device))
+            for _, x_BSH in self.hidden:
+                x_BSI = self._input(layer, group.kind, x_BSH)
                 for statistics in observers.values():
                     statistics.update(x_BSI.flatten(0, 1))
         from_norm = group.source.endswith("layernorm")
@@ -296,10 +311,9 @@ class _Pass:
         """The mean squared relative difference after the layer that each variant makes."""
         sums = dict.fromkeys(variants, 0.0)
         tokens = 0
-        for batch in self.batches:
+        for batch, x_BSH in self.hidden:
             if batch.start >= self.measured:
                 break
-            x_BSH = self.hidden_NSH[batch].to(self.device)
             halfway_BSH = x_BSH
             context_BSQ = None
             if group.kind != "qkv":

@@ -146,6 +146,13 @@ def test_errors_grow_with_coarseness_and_are_none_without_rounding(
     assert total["fine"] < total["coarse"]
 
 
+def test_states_on_the_disk_measure_the_same(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    source, budget = save_model(), Budget(max_bits=8.0)
+    here = searched(source, tmp_path / "here", budget)
+    disk = searched(source, tmp_path / "disk", budget, machine=Machine("cpu", hidden_memory=1))
+    assert disk["search"] == here["search"]
+
+
 def test_what_cannot_be_that_small_is_refused(save_model: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match=r"take .* bytes at least, and the budget leaves them"):
         searched(save_model(), tmp_path, Budget(max_bits=3.0))
