@@ -14,6 +14,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.utils.quantization_config import CompressedTensorsConfig
@@ -60,15 +61,28 @@ def write(kind: str, source: Path, out: Path) -> None:
 
 
 def dequantize(directory: Path) -> dict[str, Tensor]:
-    """The weights of the quantized linears in `directory`, [out, in] in the scales' dtype, by name."""
+    """The weights of the quantized linears in `directory`, [out, in] in the scales' dtype, by name.
+
+    Left to itself, transformers loads scales in the model's dtype: float32 ones would lose sixteen bits.
+    """
+    dtype = "float32" if torch.float32 in _scale_dtypes(directory) else "auto"
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype="auto", quantization_config=CompressedTensorsConfig(run_compressed=False)
+        directory, dtype=dtype, quantization_config=CompressedTensorsConfig(run_compressed=False)
     )
     return {
         f"{name}.weight": module.weight.detach().clone()
         for name, module in model.named_modules()
         if getattr(module, "quantization_scheme", None) is not None and hasattr(module, "weight")
     }
+
+
+def _scale_dtypes(directory: Path) -> set[torch.dtype]:
+    found = set()
+    for file in directory.glob("model*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names = [name for name in opened.keys() if name.endswith(".weight_scale")]  # noqa: SIM118
+            found |= {opened.get_tensor(name).dtype for name in names}
+    return found
 
 
 def _recipe(kind: str) -> Any:
