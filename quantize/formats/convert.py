@@ -19,6 +19,7 @@ from quantize.formats.base import (
     W4A8_AWQ,
     W4A16,
     W4A16_AWQ,
+    WEIGHT_ONLY,
     Description,
     Format,
     LinearScheme,
@@ -109,13 +110,20 @@ def convert_checkpoint(
         out_dir.mkdir(parents=True, exist_ok=True)
         # In the output's directory, and so on its disk: there must be room for the checkpoint twice.
         with tempfile.TemporaryDirectory(dir=out_dir, prefix=".layers-") as parts:
-            files = []
+            files: list[Path] = []
+            finer: list[str] = []
             for index in range(spec.num_hidden_layers):
                 files.append(Path(parts) / f"{index:05d}.safetensors")
-                layer = _converted_layer(source, spec, index, scheme, target, dtype)
+                layer = _converted_layer(source, spec, index, scheme, target, dtype, finer)
                 write_tensor_file(files[-1], {name: StoredTensor.of(t) for name, t in layer.items()})
                 progress.advance()
             write_checkpoint(source_dir, out_dir, _in_order(source, spec, files), scheme, target)
+        if finer:
+            name = str(dtype).removeprefix("torch.")
+            progress.note(
+                f"scales of {len(finer)} linears are no numbers of {name}: they are stored exactly, but an "
+                "engine that rounds them to the model's dtype changes the weights"
+            )
     except OSError as error:
         raise os_error(error, "convert the checkpoint") from error
     return scheme
@@ -166,8 +174,12 @@ def _converted_layer(
     scheme: Scheme,
     form: Format,
     dtype: torch.dtype,
+    finer: list[str],
 ) -> dict[str, Tensor]:
-    """The tensors of a decoder layer in `form`, by full name."""
+    """The tensors of a decoder layer in `form`, by full name.
+
+    Linears of 16-bit activations whose scales are no numbers of `dtype` are added to `finer`.
+    """
     prefix = layer_prefix(index)
     layer = Layer(spec, index, {}, {}, source.kv_cache_quant_algo is not None)
     for name in linear_shapes(spec, index):
@@ -186,6 +198,8 @@ def _converted_layer(
     for name, linear in layer.linears.items():
         full = prefix + name
         tensors |= form.linear_tensors(full, linear, scheme.linears[full], dtype)
+        if scheme.linears[full].quant_algo in WEIGHT_ONLY and not _holds(linear.scales, dtype):
+            finer.append(full)
     scales = source.kv_scales(prefix)
     if scales is not None and scheme.kv_cache_quant_algo is not None:
         tensors |= form.kv_tensors(prefix, *scales)
@@ -242,6 +256,10 @@ def _in_order(source: QuantizedCheckpoint, spec: ModelSpec, files: list[Path]) -
                 for own, entry in read_header(file).items():
                     tensors[own] = StoredTensor(entry.dtype, entry.shape, entry.location)
     return tensors
+
+
+def _holds(scales: Tensor, dtype: torch.dtype) -> bool:
+    return torch.equal(scales.to(dtype).float(), scales)
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor:

@@ -16,6 +16,7 @@ from quantize.linear import QuantizedLinear
 from quantize.run import quantize_checkpoint
 from toolchain.errors import ModelError, QuantizeError
 from toolchain.model.spec import load_spec
+from toolchain.progress import Silent
 
 DATA = Path(__file__).parents[3] / "data" / "quantized"
 ALL = frozenset(FORMATS)
@@ -203,6 +204,23 @@ def test_ones_stand_where_readers_of_modelopt_want_a_scale(tmp_path: Path) -> No
     scaled = {name for name in tensors if name.endswith("pre_quant_scale")}
     assert {name.split(".")[-2] for name in scaled} == {"o_proj", "down_proj"}
     assert all(bool((tensors[name] == 1).all()) for name in scaled)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_scales_that_engines_may_round_are_told(tmp_path: Path) -> None:
+    """transformers 5.17 loads them in the model's dtype, 5.23 as they are stored."""
+    fine, coarse = Notes(), Notes()
+    convert_checkpoint(DATA / "modelopt/int4_wo", tmp_path / "a", "compressed-tensors", progress=fine)
+    assert fine.notes[0].startswith("scales of 7 linears are no numbers of bfloat16: they are stored exactly")
+    convert_checkpoint(DATA / "llmcompressor/w4a16", tmp_path / "b", "modelopt", progress=coarse)
+    assert coarse.notes == []
 
 
 def edited(name: str, to: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
