@@ -10,7 +10,7 @@ import argparse
 
 from benchmarks.__main__ import table
 from benchmarks.quantization.cases import DEEP, DEMO, OURS, PEERS, WIDE, Case
-from benchmarks.quantization.driver import LIMIT, measure
+from benchmarks.quantization.driver import LIMIT, USUAL, measure
 from benchmarks.quantization.inputs import Sizes
 
 _MODELS = {"demo": (DEMO,), "wide": (WIDE, DEEP)}
@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--method", action="append", help="awq, gptq, awq_gptq, fp8, int8_sq")
     parser.add_argument("--group", type=int, action="append")
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="S", help="stop a run after S seconds")
-    parser.add_argument("--wide", default="8x128", metavar="NxS", help="calibration of the random models")
+    parser.add_argument("--demo", type=_size, default=USUAL.demo, metavar="NxS", help="its calibration")
+    parser.add_argument("--wide", type=_size, default=USUAL.wide, metavar="NxS", help="that of random models")
     parser.add_argument("--heldout", type=int, metavar="N", help="judge quality on N windows")
     parser.add_argument(
         "--dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of the peers"
@@ -34,7 +35,6 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="small random models in place of the 8B shape")
     parser.add_argument("--resume", action="store_true", help="measure kill -9 and resume, too")
     args = parser.parse_args()
-    samples, _, length = args.wide.partition("x")
     models = [name for key in args.model or _MODELS for name in _MODELS[key]]
 
     def wanted(case: Case) -> bool:
@@ -45,12 +45,17 @@ def main() -> None:
             and (args.group is None or case.group_size in (0, *args.group))
         )
 
-    sizes = Sizes(wide=(int(samples), int(length)), small=args.small, heldout=args.heldout)
+    sizes = Sizes(args.demo, args.wide, small=args.small, heldout=args.heldout)
     found = measure(sizes, args.limit, wanted, resume=args.resume, dtype=args.dtype)
     kept = found.pop("rows")
     print("\n".join(f"- {key}: {value}" for key, value in found.items()))
     if kept:
         print("\n" + table(kept))
+
+
+def _size(text: str) -> tuple[int, int]:
+    samples, _, length = text.partition("x")
+    return int(samples), int(length)
 
 
 if __name__ == "__main__":
