@@ -71,6 +71,10 @@ def _replace_linears_by_codes(model: Path) -> None:
             index["weight_map"][f"{name}_scale"] = file
         save_file(tensors, model / file)
     index_file.write_text(json.dumps(index))
+    config_file = model / "config.json"
+    described = {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128}
+    config = json.loads(config_file.read_text()) | {"quantization_config": described}
+    config_file.write_text(json.dumps(config))
 
 
 def _build(model: Path, ir: Path) -> tuple[int, float]:

@@ -202,7 +202,7 @@ def _engine(recipe: Recipe) -> Stage:
 
     return Stage(
         name="engine",
-        version=1,
+        version=2,
         run=run,
         inputs=("quantize",),
         config={"flavour": chosen.name, **chosen.engine_config(recipe)},

@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolchain.errors import PlanError, combined, os_error
-from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.plan.compat import flavour_problems
 from toolchain.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from quantize.formats.checkpoint import QuantizedCheckpoint
 
 MODEL_XML, MODEL_BIN = "openvino_model.xml", "openvino_model.bin"
 GENERATION_CONFIG = "generation_config.json"
@@ -30,7 +32,7 @@ GENERATION_CONFIG = "generation_config.json"
 def build_ir(
     checkpoint_dir: Path, out_dir: Path, *, max_seq_len: int | None = None, events: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the IR of a plain or W4A16_AWQ checkpoint into `out_dir`.
+    """Write the IR of a checkpoint, plain or quantized in any form, into `out_dir`.
 
     Args:
         checkpoint_dir: config.json and safetensors.
@@ -43,21 +45,23 @@ def build_ir(
         facts for the manifest: `weight_bytes`, `quantized_linears`, `max_seq_len`.
 
     Raises:
-        ModelError: a tensor is missing or is not the one that config.json implies.
-        BuildError: a tensor is of a dtype that the flavour does not run.
+        ModelError: a tensor is missing or is not the one that config.json implies, or the form is not known.
         PlanError: the model has experts, or rotates positions differently at different lengths up to
             `max_seq_len`.
         StoreError: the file system refuses.
     """
+    from quantize.formats.checkpoint import QuantizedCheckpoint
+
     spec = load_spec(checkpoint_dir)
     if problems := flavour_problems(spec, "openvino"):
         raise combined(problems)
-    checkpoint = Checkpoint.open(checkpoint_dir)
+    source = QuantizedCheckpoint.open(checkpoint_dir)
+    source.verify(spec)
     max_seq_len = max_seq_len or spec.max_position_embeddings
     inv_freq = _inv_freq(spec, max_seq_len)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        facts = _write_model(checkpoint, spec, inv_freq, out_dir, events or Silent())
+        facts = _write_model(source, spec, inv_freq, out_dir, events or Silent())
         shutil.copyfile(checkpoint_dir / "config.json", out_dir / "config.json")
         if (checkpoint_dir / GENERATION_CONFIG).exists():
             shutil.copyfile(checkpoint_dir / GENERATION_CONFIG, out_dir / GENERATION_CONFIG)
@@ -87,18 +91,22 @@ def _inv_freq(spec: ModelSpec, max_seq_len: int) -> NDArray[np.float64]:
 
 
 def _write_model(
-    checkpoint: Checkpoint, spec: ModelSpec, inv_freq: NDArray[np.float64], out_dir: Path, events: Progress
+    source: QuantizedCheckpoint,
+    spec: ModelSpec,
+    inv_freq: NDArray[np.float64],
+    out_dir: Path,
+    events: Progress,
 ) -> dict[str, Any]:
     from toolchain.engine.openvino.graph import build_model
     from toolchain.engine.openvino.irfile import Constants
     from toolchain.engine.openvino.weights import CheckpointWeights
 
-    constants = Constants()
-    model = build_model(spec, inv_freq, CheckpointWeights(checkpoint, spec, constants))
-    events.start("write the OpenVINO model", constants.nbytes, "bytes")
-    constants.write(model, out_dir / MODEL_XML, out_dir / MODEL_BIN, events.advance)
-    quantized = sum(name.endswith(".weight_scale") for name in checkpoint.names)
-    return {"weight_bytes": constants.nbytes, "quantized_linears": quantized}
+    with (out_dir / MODEL_BIN).open("wb") as file:
+        constants = Constants(file)
+        weights = CheckpointWeights(source, spec, constants, events.advance)
+        events.start("write the OpenVINO model", weights.stored_bytes, "bytes")
+        constants.finish(build_model(spec, inv_freq, weights), out_dir / MODEL_XML)
+    return {"weight_bytes": constants.nbytes, "quantized_linears": len(source.scheme.linears)}
 
 
 def _write_generation_config(spec: ModelSpec, path: Path) -> None:

@@ -36,11 +36,14 @@ class Weights(Protocol):
     def vector(self, name: str) -> ov.Node:
         """A one-dimensional tensor: a norm's gain, a bias."""
 
-    def input_scale(self, module: str) -> ov.Node | None:
-        """What multiplies the input [in] of a linear before the product; None for nothing."""
+    def linear(self, module: str, hidden: ov.Node, bias: bool) -> ov.Node:
+        """`hidden` [.., in] times the transpose of a weight [out, in], plus its bias: [.., out].
 
-    def matrix(self, module: str) -> ov.Node:
-        """The weight [out, in] of a linear, dequantized if need be."""
+        Args:
+            module: the linear.
+            hidden: its input.
+            bias: whether the config says that it has a bias.
+        """
 
     def rows(self, module: str, indices: ov.Node) -> ov.Node:
         """Rows of the weight of an embedding: [..., in] for `indices` of any shape."""
@@ -81,7 +84,7 @@ class _Decoder:
             hidden_BSD = self._layer(hidden_BSD, index)
         hidden_BSD = self._norm(hidden_BSD, "model.norm")
         head = "model.embed_tokens" if spec.tie_word_embeddings else "lm_head"
-        result = ops.result(self._linear(hidden_BSD, head))
+        result = ops.result(self.weights.linear(head, hidden_BSD, False))
         result.set_friendly_name("logits")
         result.output(0).get_tensor().set_names({"logits"})
         inputs = [self.input_ids, self.attention_mask, self.position_ids, self.beam_idx]
@@ -93,9 +96,9 @@ class _Decoder:
         normed_BSD = self._norm(hidden_BSD, f"{prefix}input_layernorm")
         hidden_BSD = ops.add(hidden_BSD, self._attention(normed_BSD, f"{prefix}self_attn.", index))
         normed_BSD = self._norm(hidden_BSD, f"{prefix}post_attention_layernorm")
-        gate = ops.swish(self._linear(normed_BSD, f"{prefix}mlp.gate_proj", self.spec.mlp_bias))
-        up = self._linear(normed_BSD, f"{prefix}mlp.up_proj", self.spec.mlp_bias)
-        down = self._linear(ops.multiply(gate, up), f"{prefix}mlp.down_proj", self.spec.mlp_bias)
+        gate = ops.swish(self.weights.linear(f"{prefix}mlp.gate_proj", normed_BSD, self.spec.mlp_bias))
+        up = self.weights.linear(f"{prefix}mlp.up_proj", normed_BSD, self.spec.mlp_bias)
+        down = self.weights.linear(f"{prefix}mlp.down_proj", ops.multiply(gate, up), self.spec.mlp_bias)
         return ops.add(hidden_BSD, down)
 
     def _attention(self, hidden_BSD: ov.Node, prefix: str, index: int) -> ov.Node:
@@ -120,21 +123,13 @@ class _Decoder:
         mixed_BSD = ops.reshape(
             mixed_BSNH, _i64([0, 0, spec.num_attention_heads * spec.head_dim]), special_zero=True
         )
-        return self._linear(mixed_BSD, f"{prefix}o_proj", spec.o_bias)
+        return self.weights.linear(f"{prefix}o_proj", mixed_BSD, spec.o_bias)
 
     def _heads(self, hidden_BSD: ov.Node, module: str, heads: int) -> ov.Node:
         """Project and split: [B, heads, S, H]."""
-        projected = self._linear(hidden_BSD, module, self.spec.qkv_bias)
+        projected = self.weights.linear(module, hidden_BSD, self.spec.qkv_bias)
         split_BSNH = ops.reshape(projected, _i64([0, 0, heads, self.spec.head_dim]), special_zero=True)
         return ops.transpose(split_BSNH, _i64([0, 2, 1, 3]))
-
-    def _linear(self, hidden: ov.Node, module: str, bias: bool = False) -> ov.Node:
-        """`hidden` [.., in] times the weight's transpose, plus a bias if there is one: [.., out]."""
-        input_scale = self.weights.input_scale(module)
-        if input_scale is not None:
-            hidden = ops.multiply(hidden, input_scale)
-        product = ops.matmul(hidden, self.weights.matrix(module), transpose_a=False, transpose_b=True)
-        return ops.add(product, self.weights.vector(f"{module}.bias")) if bias else product
 
     def _norm(self, hidden: ov.Node, module: str) -> ov.Node:
         """RMSNorm over the last axis, in the spelling that the CPU plugin fuses into one kernel."""

@@ -1,11 +1,9 @@
-"""Tiny random models, their int4 form, and the two ways of running an IR."""
+"""Tiny random models, plain and quantized in every way, and the two ways of running an IR."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 
-from quantize.formats.base import W4A16_AWQ, LinearScheme
-from quantize.formats.modelopt import ModelOpt
+from quantize.formats.base import (
+    FP8,
+    FP8_ROWWISE,
+    INT8_GROUPS,
+    INT8_SQ,
+    INT8_WO,
+    NVFP4,
+    W4A8_AWQ,
+    W4A16,
+    W4A16_AWQ,
+    LinearScheme,
+    Scheme,
+)
+from quantize.formats.checkpoint import FORMATS, write_checkpoint
+from quantize.formats.tensorfile import StoredTensor
 from quantize.linear import QuantizedLinear
 from toolchain.engine.openvino import build_ir, plugin_properties
 from toolchain.model.checkpoint import Checkpoint
@@ -110,33 +120,109 @@ def make_tiny(
     return TinyModel(directory, reference)
 
 
-def quantize_to_nearest(model: TinyModel, directory: Path) -> TinyModel:
-    """The W4A16_AWQ form of a plain model: rounded to nearest, with input scales on o_proj and down_proj."""
-    source, tensors = Checkpoint.open(model.directory), {}
+@dataclass(frozen=True)
+class Quantized:
+    """A way of quantizing: the file form, what it says of each linear, and the rounding."""
+
+    form: str
+    scheme: LinearScheme
+    round: Callable[[torch.Tensor, LinearScheme, torch.Generator], QuantizedLinear]
+
+
+def round_integers(
+    weight_OI: torch.Tensor, scheme: LinearScheme, generator: torch.Generator
+) -> QuantizedLinear:
+    """Integers to nearest; in random groups where channels are out of order."""
+    columns, index = weight_OI.shape[1], None
+    size = scheme.group_size or columns
+    order = torch.arange(columns)
+    if scheme.act_order:
+        index = torch.randperm(columns, generator=generator) // size
+        order = torch.argsort(index, stable=True)
+    groups_OGI = weight_OI[:, order].reshape(weight_OI.shape[0], -1, size)
+    low, high, top = groups_OGI.amin(-1), groups_OGI.amax(-1), 2**scheme.bits - 1
+    zeros_OG = None
+    if scheme.zero_point:
+        scales_OG = ((high - low) / top).bfloat16().float()
+        zeros_OG = (-low / scales_OG).round().clamp(0, top)
+        codes_OGI = (groups_OGI / scales_OG[..., None] + zeros_OG[..., None]).round().clamp(0, top)
+    else:
+        scales_OG = (torch.maximum(high, -low) / (top // 2)).bfloat16().float()
+        codes_OGI = (groups_OGI / scales_OG[..., None]).round().clamp(-top // 2, top // 2)
+    codes_OI = codes_OGI.to(torch.uint8 if scheme.zero_point else torch.int8).flatten(1)
+    codes_OI = codes_OI[:, torch.argsort(order)].contiguous()
+    return QuantizedLinear(codes_OI, scales_OG, scheme.bits, zeros_OG, index)
+
+
+def round_floats(
+    weight_OI: torch.Tensor, scheme: LinearScheme, generator: torch.Generator
+) -> QuantizedLinear:
+    """E4M3 with a scale per tensor or per output channel."""
+    amax = weight_OI.abs().amax().view(1, 1) if scheme.quant_algo == FP8 else weight_OI.abs().amax(1, True)
+    scales = amax / 448
+    return QuantizedLinear((weight_OI / scales).to(torch.float8_e4m3fn), scales, 8)
+
+
+def round_fp4(weight_OI: torch.Tensor, scheme: LinearScheme, generator: torch.Generator) -> QuantizedLinear:
+    """E2M1 in groups, whose scales are E4M3 times a factor of all of them."""
+    groups_OGI = weight_OI.view(weight_OI.shape[0], -1, scheme.group_size)
+    amax_OG = groups_OGI.abs().amax(-1)
+    factor = amax_OG.max() / 6 / 448
+    scales_OG = (amax_OG / 6 / factor).to(torch.float8_e4m3fn).float()
+    values_OGI = groups_OGI / (scales_OG * factor).unsqueeze(-1)
+    table = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    nearest_OGI = (values_OGI.abs().unsqueeze(-1) - table).abs().argmin(-1)
+    codes_OI = (table[nearest_OGI] * values_OGI.sign()).flatten(1)
+    return QuantizedLinear(codes_OI.to(torch.float8_e4m3fn), scales_OG, 4, weight_scale_2=factor)
+
+
+SCHEMES = {
+    "int4": Quantized("modelopt", LinearScheme(W4A16_AWQ, GROUP), round_integers),
+    "w4a8": Quantized("modelopt", LinearScheme(W4A8_AWQ, GROUP), round_integers),
+    "int8": Quantized("modelopt", LinearScheme(INT8_WO, bits=8), round_integers),
+    "smoothquant": Quantized("modelopt", LinearScheme(INT8_SQ, bits=8), round_integers),
+    "fp8": Quantized("modelopt", LinearScheme(FP8, bits=8), round_floats),
+    "fp8-rowwise": Quantized("modelopt", LinearScheme(FP8_ROWWISE, bits=8), round_floats),
+    "nvfp4": Quantized("modelopt", LinearScheme(NVFP4, 16), round_fp4),
+    "gptq": Quantized("gptq", LinearScheme(W4A16_AWQ, GROUP, True, act_order=True), round_integers),
+    "gptq-int8": Quantized("gptq", LinearScheme(INT8_GROUPS, GROUP, bits=8), round_integers),
+    "awq": Quantized("awq", LinearScheme(W4A16_AWQ, GROUP, True), round_integers),
+    "channels": Quantized("compressed-tensors", LinearScheme(W4A16), round_integers),
+    "int8-zeros": Quantized("compressed-tensors", LinearScheme(INT8_GROUPS, GROUP, True, 8), round_integers),
+}
+"""Every kind of codes, each in a form that holds it."""
+
+
+def quantize_to_nearest(model: TinyModel, directory: Path, name: str) -> TinyModel:
+    """A plain model quantized as `SCHEMES[name]`, with input scales where the form has them."""
+    own, generator = SCHEMES[name], torch.Generator().manual_seed(1)
+    form, source = FORMATS[own.form], Checkpoint.open(model.directory)
+    scaled = {W4A16_AWQ: ("o_proj", "down_proj"), W4A8_AWQ: ("o_proj", "down_proj"), INT8_SQ: ("proj",)}
+    suffixes = scaled.get(own.scheme.quant_algo, ()) if form.holds_pre_quant_scale else ()
+    tensors, linears = {}, {}
     weights = dict(model.reference.named_parameters())
-    generator = torch.Generator().manual_seed(1)
-    for name in source.names:
-        module = name.removesuffix(".weight")
-        if not name.endswith("_proj.weight"):
-            tensors[name] = source.read(name)
-            continue
-        weight_OI = source.read(name).float()
-        groups_OGI = weight_OI.reshape(weight_OI.shape[0], -1, GROUP)
-        scales_OG = groups_OGI.abs().amax(-1) / 7
-        codes = (groups_OGI / scales_OG[..., None]).round().clamp(-8, 7).to(torch.int8)
-        input_scale = None
-        if module.endswith(("o_proj", "down_proj")):
-            input_scale = torch.rand(weight_OI.shape[1], generator=generator) + 0.5
-        linear = QuantizedLinear(codes.reshape(weight_OI.shape), scales_OG, 4, pre_quant_scale=input_scale)
-        tensors |= ModelOpt().linear_tensors(module, linear, LinearScheme(W4A16_AWQ, GROUP), torch.bfloat16)
-        with torch.no_grad():
-            weights[name].copy_(linear.dequantize())
-    directory.mkdir()
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-    config = json.loads((model.directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}
-    (directory / "config.json").write_text(json.dumps(config))
-    shutil.copy(model.directory / "generation_config.json", directory)
+    for tensor in source.names:
+        module, _, kind = tensor.rpartition(".")
+        if not module.endswith("_proj"):
+            tensors[tensor] = source.read(tensor)
+        elif kind == "weight":
+            weight_OI = source.read(tensor).float()
+            linear = own.round(weight_OI, own.scheme, generator)
+            bias = f"{module}.bias"
+            more: dict[str, torch.Tensor] = {"bias": source.read(bias)} if bias in source else {}
+            if module.endswith(suffixes):
+                more["pre_quant_scale"] = torch.rand(weight_OI.shape[1], generator=generator) + 0.5
+            if own.scheme.quant_algo in (FP8, INT8_SQ, W4A8_AWQ, NVFP4):
+                more["input_scale"] = torch.tensor(0.01)
+            if own.scheme.quant_algo == W4A8_AWQ:
+                more["weight_scale_2"] = torch.tensor(0.01)
+            linear = replace(linear, **more)
+            tensors |= form.linear_tensors(module, linear, own.scheme, torch.bfloat16)
+            linears[module] = own.scheme
+            with torch.no_grad():
+                weights[tensor].copy_(linear.dequantize())
+    stored = {tensor: StoredTensor.of(values.contiguous()) for tensor, values in tensors.items()}
+    write_checkpoint(model.directory, directory, stored, Scheme(linears), form)
     return TinyModel(directory, model.reference)
 
 
@@ -208,11 +294,13 @@ def open_pipeline(ir_dir: Path, properties: dict[str, Any], chunk: int = 256, bl
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., TinyModel]:
-    """`tiny(family, dtype, int4=..., **config)` makes a model below `tmp_path`."""
+    """`tiny(family, dtype, scheme, **config)` makes a model below `tmp_path`; no scheme, a plain one."""
 
-    def make(family: str, dtype: torch.dtype = torch.float32, int4: bool = False, **config: Any) -> TinyModel:
+    def make(
+        family: str, dtype: torch.dtype = torch.float32, scheme: str | None = None, **config: Any
+    ) -> TinyModel:
         model = make_tiny(tmp_path / "plain", family, dtype, **config)
-        return quantize_to_nearest(model, tmp_path / "int4") if int4 else model
+        return model if scheme is None else quantize_to_nearest(model, tmp_path / "quantized", scheme)
 
     return make
 
