@@ -40,9 +40,6 @@ KV_DTYPE_BYTES: dict[str, Callable[[int], float]] = {
 QUANTIZE_BATCH_BYTES = 96 * 2**20
 """Activations of the tokens that the quantizer's driver computes at a time, and what the allocator keeps."""
 
-INT4_F32_LAYOUTS = 2.5
-"""Private over stored bytes of int4 codes and scales in f32 execution (OpenVINO 2026.4, measured)."""
-
 
 @dataclass(frozen=True)
 class WeightBytes:
@@ -170,30 +167,6 @@ def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeli
             split, whole = split + weights.head, whole + weights.final_norm
         fullest, begin = max(fullest, split / tensor + whole), end
     return int(fullest)
-
-
-def openvino_private_bytes(
-    spec: ModelSpec, weights: WeightBytes, *, quantized: bool, precision: str, bf16_cpu: bool
-) -> int:
-    """Private memory of the weights in OpenVINO's CPU plugin, which is not what they take on disk.
-
-    The plugin packs plain matrices for its kernels: as bf16 in `fast` on a CPU that has it, else as f32. Int4
-    codes stay int4; in f32 execution it keeps them in several layouts. The embedding and the originals are
-    read from the mapped file, whose pages the kernel drops when it needs to.
-
-    Args:
-        spec: the model.
-        weights: its stored bytes.
-        quantized: whether the linears of the layers are int4.
-        precision: engine.precision.
-        bf16_cpu: whether the CPU executes bf16.
-    """
-    bf16 = precision == "fast" and bf16_cpu
-    linears = 0 if quantized else linear_count(spec)
-    head = spec.vocab_size * spec.hidden_size  # a tied table is a matrix too
-    plain = (linears + head) * (2 if bf16 else 4)
-    packed = weights.layer_linears if quantized else 0
-    return plain + int(packed * (1 if bf16 else INT4_F32_LAYOUTS))
 
 
 def linear_count(spec: ModelSpec) -> int:

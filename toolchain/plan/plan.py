@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from toolchain.data import load_table
 from toolchain.errors import PlanError, combined
 from toolchain.model.families import active_width
-from toolchain.plan import compat, kernels, memory
+from toolchain.plan import compat, kernels, memory, openvino
 from toolchain.plan.facts import model_facts
 from toolchain.plan.memory import MethodBytes
 from toolchain.plan.quantization import published_storage, quantization_problems
-from toolchain.plan.stored import quantized_bytes
+from toolchain.plan.stored import planned_storages, quantized_bytes
 from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
@@ -117,23 +117,21 @@ def make_plan(recipe: Recipe) -> Plan:
     problems += kernels.version_problems(engine.flavour, engine.version)
     notes: list[str] = []
     source = memory.weight_bytes(spec, *published_storage(spec.quantization))
-    stored, by_method = source, dict[str, MethodBytes]()
+    stored, by_method, private = source, dict[str, MethodBytes](), 0
     try:
         problems += quantization_problems(spec, quant, engine.flavour)
         problems += compat.parallel_problems(spec, quant, engine.flavour, tensor, pipeline)
         if quant.methods:
             stored, by_method = quantized_bytes(spec, quant, notes)
+        if on_cpu:
+            assigned, bf16 = planned_storages(spec, quant), _cpu_executes_bf16()
+            private = openvino.private_bytes(
+                spec, stored, assigned, precision=engine.precision, bf16_cpu=bf16
+            )
+            notes += openvino.notes(assigned)
     except PlanError as error:  # a pattern that means nothing: no linear's method is known
         problems.append(error)
-    rank_bytes = memory.rank_weight_bytes(spec, stored, tensor, pipeline)
-    if on_cpu:
-        rank_bytes = memory.openvino_private_bytes(
-            spec,
-            stored,
-            quantized=bool(quant.methods) or spec.quantization is not None,
-            precision=engine.precision,
-            bf16_cpu=_cpu_executes_bf16(),
-        )
+    rank_bytes = private if on_cpu else memory.rank_weight_bytes(spec, stored, tensor, pipeline)
     kv_dtype = _kv_dtype(recipe, spec)
     kv_per_token = memory.kv_bytes_per_token(spec, kv_dtype, tensor, pipeline)
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings

@@ -12,7 +12,7 @@ from toolchain.model.families import layer_prefix, linear_shapes
 from toolchain.model.spec import ModelSpec
 from toolchain.plan import memory
 from toolchain.plan.memory import MethodBytes, WeightBytes
-from toolchain.plan.quantization import Storage, defaults, storages
+from toolchain.plan.quantization import Storage, defaults, published_storage, storages
 from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
@@ -68,6 +68,19 @@ def quantized_bytes(
     linears = tuple(int(count * share) for count in largest.linears)
     notes.append("the search decides which linears get which method; its budget is what is planned for")
     return replace(largest, linears=linears), {}
+
+
+def planned_storages(spec: ModelSpec, quant: Quantization) -> dict[str, Storage]:
+    """How each linear will be stored, by full name; under a search, as its largest candidate would."""
+    if not quant.methods:
+        own = published_storage(spec.quantization)
+        return {
+            layer_prefix(layer) + name: own
+            for layer in range(spec.num_hidden_layers)
+            for name in linear_shapes(spec, layer)
+        }
+    choices = [storages(spec, quant, method) for method in defaults(quant)]
+    return max(choices, key=lambda choice: memory.weight_bytes(spec, others=choice).total)
 
 
 def _share(spec: ModelSpec, assigned: Mapping[str, Storage], fixed: Set[str]) -> tuple[int, int]:
