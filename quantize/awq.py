@@ -21,11 +21,13 @@ from quantize.integer import Grid, GridSpec, encode_groups, fit_grid, in_groups,
 
 # Exponents are multiples of 1 / _STEPS.
 _STEPS = 20
-_CLIP_RATIOS = tuple(1.0 - 0.05 * step for step in range(10))
+# Parts of a group's range that are tried for all groups, and then beside the best of each.
+_CLIP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6)
+_CLIP_STEP = 0.05
 # A channel that never fires, or always does, must not take the scale of the others out of range.
 _LARGEST_SCALE = 1e4
 # Output rows of each weight that the search for the scale looks at.
-_SEARCHED_ROWS = 512
+_SEARCHED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,19 @@ def _clip_of_rows(groups_OGI: Tensor, blocks_GII: Tensor, spec: GridSpec) -> Ten
     low_OG, high_OG = spec.extents(groups_OGI)
     best_OG = torch.full_like(high_OG, torch.inf)
     ratio_OG = torch.ones_like(high_OG)
-    for ratio in _CLIP_RATIOS:
-        grid = spec.grid(low_OG * ratio, high_OG * ratio).each()
+
+    def attempt(tried_OG: Tensor) -> None:
+        """Take over the ratios of the groups that lose less with them."""
+        grid = spec.grid(low_OG * tried_OG, high_OG * tried_OG).each()
         change_GOI = grid.nearest(groups_OGI).sub_(groups_OGI).transpose(0, 1)
         loss_OG = (torch.bmm(change_GOI, blocks_GII) * change_GOI).sum(dim=2).t()
         better_OG = loss_OG < best_OG
-        best_OG = torch.where(better_OG, loss_OG, best_OG)
-        ratio_OG = torch.where(better_OG, ratio, ratio_OG)
+        best_OG.copy_(torch.where(better_OG, loss_OG, best_OG))
+        ratio_OG.copy_(torch.where(better_OG, tried_OG, ratio_OG))
+
+    for ratio in _CLIP_RATIOS:
+        attempt(torch.full_like(ratio_OG, ratio))
+    coarse_OG = ratio_OG.clone()
+    attempt(coarse_OG - _CLIP_STEP)
+    attempt((coarse_OG + _CLIP_STEP).clamp_max_(1.0))
     return ratio_OG

@@ -16,7 +16,7 @@ from torch import Tensor
 from toolchain.errors import os_error
 
 # Saving may take this share of the time.
-_SAVE_SHARE = 0.2
+_SAVE_SHARE = 0.1
 
 
 class States:
