@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.__main__ import table
-from benchmarks.quantization.cases import DEEP, DEMO, OURS, PEERS, WIDE, Case
+from benchmarks.quantization.cases import DEEP, DEMO, OURS, OUTLIERS, PEERS, WIDE, Case
 from benchmarks.quantization.driver import LIMIT, USUAL, measure
 from benchmarks.quantization.inputs import Sizes
 
-_MODELS = {"demo": (DEMO,), "wide": (WIDE, DEEP)}
+_MODELS = {"demo": (DEMO, OUTLIERS), "wide": (WIDE, DEEP)}
 
 
 def main() -> None:

@@ -9,7 +9,10 @@ OURS = "llmbuild"
 PEERS = {"modelopt": "nvidia-modelopt", "llmcompressor": "llmcompressor", "gptqmodel": "GPTQModel"}
 """The peers' modules here, which also name their environments, and their distributions."""
 
-DEMO, WIDE, DEEP = "demo", "8B shape, 4 layers", "8B shape, 8 layers"
+DEMO, OUTLIERS = "demo", "demo with outlier channels"
+WIDE, DEEP = "8B shape, 4 layers", "8B shape, 8 layers"
+JUDGED = (DEMO, OUTLIERS)
+"""Trained models, on which quality is judged."""
 
 # method: (tool, variant) of those that have it; ours has all.
 _PEERS_OF = {
@@ -31,7 +34,7 @@ class Case:
     """One run.
 
     Args:
-        model: DEMO, WIDE or DEEP.
+        model: DEMO, OUTLIERS, WIDE or DEEP.
         method: as a recipe calls it.
         group_size: 0 for methods without groups.
         tool: OURS or a key of PEERS.
@@ -53,10 +56,11 @@ class Case:
 def cases() -> Iterator[Case]:
     """Every run, those that are compared with each other next to each other."""
     for method, peers in _PEERS_OF.items():
-        for group_size in (128, 64) if method in _GROUPED else (0,):
-            yield Case(DEMO, method, group_size, OURS)
+        group_size = 128 if method in _GROUPED else 0
+        for model in JUDGED if method in _GROUPED else (DEMO,):
+            yield Case(model, method, group_size, OURS)
             for tool, variant in peers:
-                yield Case(DEMO, method, group_size, tool, variant)
+                yield Case(model, method, group_size, tool, variant)
     for method in _WIDE_METHODS:
         group_size = 128 if method in _GROUPED else 0
         yield Case(WIDE, method, group_size, OURS)

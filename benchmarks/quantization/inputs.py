@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.model import DEMO as DEMO_DIR
 from benchmarks.model import random_llama
-from benchmarks.quantization.cases import DEEP, DEMO, WIDE
+from benchmarks.quantization.cases import DEEP, DEMO, JUDGED, OUTLIERS, WIDE
+from benchmarks.quantization.outliers import with_outliers
 
 LAYERS = {WIDE: 4, DEEP: 8}
 LLAMA_8B = {"hidden": 4096, "heads": 32, "kv_heads": 8, "intermediate": 14336}
@@ -40,6 +41,9 @@ def model_dir(name: str, sizes: Sizes, cache: Path) -> Path:
     """The directory of a model, made in `cache` if it is a random one that is not there."""
     if name == DEMO:
         return DEMO_DIR
+    if name == OUTLIERS:
+        with_outliers(DEMO_DIR, cache / "demo-outliers")
+        return cache / "demo-outliers"
     shape, layers = (SMALL, LAYERS[name] // 4) if sizes.small else (LLAMA_8B, LAYERS[name])
     directory = cache / f"llama-{shape['hidden']}-{layers}"
     if not (directory / "model.safetensors.index.json").is_file():
@@ -53,10 +57,10 @@ def calibration_file(name: str, sizes: Sizes, cache: Path) -> Path:
     from toolchain.model.spec import load_spec
     from toolchain.text.files import TextFiles
 
-    samples, length = sizes.demo if name == DEMO else sizes.wide
-    file = cache / f"tokens-{'demo' if name == DEMO else 'random'}-{samples}x{length}.npy"
+    samples, length = sizes.demo if name in JUDGED else sizes.wide
+    file = cache / f"tokens-{'demo' if name in JUDGED else 'random'}-{samples}x{length}.npy"
     vocabulary = load_spec(DEMO_DIR).vocab_size
-    if name == DEMO:
+    if name in JUDGED:
         tokens = load_calibration(
             TextFiles.local(DEMO_DIR / "calibration.jsonl"),
             DEMO_DIR,
