@@ -74,9 +74,10 @@ def measure(
             measure_resume(_job(RESUMED, sizes, scratch / "resume", dtype), scratch, limit) if resume else {}
         )
     return {
-        "models": "models/demo for quality, as it is and with outlier channels, which large models have and it "
-        "lacks (benchmarks/quantization/outliers.py: it computes the same); random weights of the shape of "
-        "Llama 3.1 8B's layers (hidden 4096, MLP 14336, 32 heads, 8 KV heads; vocabulary 4096) for time and memory",
+        "models": "models/demo for quality, as it is and with outlier channels, which large models have and "
+        "it lacks (benchmarks/quantization/outliers.py: it computes the same); random weights of the shape "
+        "of Llama 3.1 8B's layers (hidden 4096, MLP 14336, 32 heads, 8 KV heads; vocabulary 4096) for time "
+        "and memory",
         "calibration": f"demo {_times(sizes.demo)} tokens of its calibration set; "
         f"random weights {_times(sizes.wide)} random tokens",
         "quality": f"KL(source || quantized) in nats and perplexity on {HELDOUT.name}, windows of {WINDOW} "

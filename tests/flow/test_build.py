@@ -227,7 +227,7 @@ def test_the_manifest_tells_what_is_there(finished: Finished) -> None:
     }  # fmt: skip
     assert stages["repository"]["facts"]["precision"] == "fast"
     assert stages["engine"]["facts"]["quantized_linears"] == 8 * 7
-    assert set(stages["quantize"]["tools"]) == {"torch"}
+    assert set(stages["quantize"]["tools"]) == {"torch", "tokenizers"}
     assert set(stages["engine"]["tools"]) == {"openvino", "openvino-genai", "openvino-tokenizers"}
     for stage in stages.values():
         assert "absent" not in stage["tools"].values()
