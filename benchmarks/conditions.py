@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "openvino", "openvino-genai", "nvidia-pytriton", "tritonclient")
@@ -22,8 +22,15 @@ def conditions() -> dict[str, str]:
         "processor": f"{model}, {os.cpu_count()} virtual cores",
         "memory": f"{memory:.0f} GiB",
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: found for package in PACKAGES if (found := _version(package))},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def spread(values: Sequence[float]) -> str:
