@@ -24,7 +24,7 @@ from toolchain.errors import LlmbuildError
 from toolchain.gate.baseline import Baseline
 
 USUAL = Sizes()
-LIMIT = 120.0
+LIMIT = 150.0
 """Seconds after which a run is killed."""
 
 RESUMED = Case(DEMO, "awq_gptq", 128, OURS)

@@ -31,10 +31,10 @@ class Sizes:
         heldout: windows of the held-out text that quality is judged on; None for all.
     """
 
-    demo: tuple[int, int] = (128, 256)
-    wide: tuple[int, int] = (8, 128)
+    demo: tuple[int, int] = (32, 256)
+    wide: tuple[int, int] = (2, 128)
     small: bool = False
-    heldout: int | None = None
+    heldout: int | None = 12
 
 
 def model_dir(name: str, sizes: Sizes, cache: Path) -> Path:
