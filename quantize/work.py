@@ -95,7 +95,15 @@ class WorkDir:
         if not path.exists():
             write_text_file(path, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise QuantizeError(
+                "the working directory's state cannot be read",
+                where=str(path),
+                why=str(error),
+                fix="delete the directory and run the same command again",
+            ) from error
         different = sorted(
             key for key in found.keys() | fingerprint.keys() if found.get(key) != fingerprint.get(key)
         )

@@ -41,3 +41,10 @@ def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot prepare the working directory"):
         WorkDir(tmp_path / "file", {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_a_damaged_state_is_said_to_be_one(text: str, tmp_path: Path) -> None:
+    (tmp_path / "fingerprint.json").write_text(text)
+    with pytest.raises(QuantizeError, match=r"state cannot be read\n.*\n  fix: delete the directory"):
+        WorkDir(tmp_path, {})
