@@ -105,7 +105,7 @@ def best_of(group: Group, statistics: InputStatistics, candidates: Iterable[Cand
                 pre_quant_scale=scaling.pre_quant_scale,
                 bias=group.biases.get(name),
             )
-            ideal = replace(_sampled(linear), pre_quant_scale=1 / scaling.scale)
+            ideal = replace(linear.sampled(_JUDGED_ROWS), pre_quant_scale=1 / scaling.scale)
             errors[name] = _output_energy(ideal.dequantize().sub_(samples[name]), statistics)
             clips[name] = 1.0 if ratios_OG is None else round(float(ratios_OG.mean()), 4)
             linears[name] = linear
@@ -127,17 +127,6 @@ def best_of(group: Group, statistics: InputStatistics, candidates: Iterable[Cand
         best = QuantizedGroup(linears, scaling.norm, scaling.source_scale, report)
     assert best is not None, "no candidates"
     return best
-
-
-def _sampled(linear: QuantizedLinear) -> QuantizedLinear:
-    """The rows of a linear that are judged."""
-    zeros = linear.zero_points
-    return replace(
-        linear,
-        codes=sampled_rows(linear.codes, _JUDGED_ROWS),
-        scales=sampled_rows(linear.scales, _JUDGED_ROWS),
-        zero_points=None if zeros is None else sampled_rows(zeros, _JUDGED_ROWS),
-    )
 
 
 def _output_energy(matrix_OI: Tensor, statistics: InputStatistics) -> float:

@@ -111,7 +111,10 @@ def sampled_rows(matrix: Tensor, count: int) -> Tensor:
     if rows <= count:
         return matrix
     drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))[:count].sort().values
-    return matrix[drawn.to(matrix.device)]
+    drawn = drawn.to(matrix.device)
+    if matrix.dtype == torch.float8_e4m3fn:  # which cannot be indexed everywhere; its bytes can
+        return matrix.view(torch.uint8)[drawn].view(matrix.dtype)
+    return matrix[drawn]
 
 
 def group_scales(amax: Tensor, bits: int, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantize.integer import sampled_rows
+
 
 @dataclass(frozen=True)
 class QuantizedLinear:
@@ -82,6 +84,15 @@ class QuantizedLinear:
         if self.pre_quant_scale is not None:
             weight_OI = weight_OI * self.pre_quant_scale.to(exact)
         return weight_OI.to(dtype)
+
+    def sampled(self, count: int) -> QuantizedLinear:
+        """The linear with no more than `count` of its output channels, those that `sampled_rows` draws."""
+        rows: dict[str, Any] = {
+            name: sampled_rows(value, count)
+            for name in ("codes", "scales", "zero_points", "bias")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **rows)
 
     def to(self, device: torch.device | str) -> QuantizedLinear:
         """The same linear with every tensor on `device`."""

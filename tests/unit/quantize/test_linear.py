@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,19 @@ def test_the_stored_form_holds_the_same_linear(codes: object, scales: object) ->
     stored = ModelOpt().linear_tensors("m", linear, LinearScheme(W4A16_AWQ, 4), torch.bfloat16)
     again = QuantizedLinear(unpack_int4_rows(stored["m.weight"]), stored["m.weight_scale"], bits=4)
     assert torch.equal(again.dequantize(), linear.dequantize())
+
+
+@pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("scales", [1, 40])
+def test_a_sample_is_rows_of_the_whole(codes: torch.dtype, scales: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randint(-8, 8, (40, 6), generator=random).to(codes)
+    linear = QuantizedLinear(values, torch.rand(scales, 1, generator=random), bits=8, bias=torch.arange(40.0))
+    sample = linear.sampled(10)
+    assert sample.bias is not None
+    rows = sample.bias.long()
+    assert torch.equal(sample.dequantize(), linear.dequantize()[rows])
+    assert torch.equal(linear.sampled(40).dequantize(), linear.dequantize())
 
 
 def test_zero_points_are_subtracted() -> None:
