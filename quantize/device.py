@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from toolchain.errors import ToolchainError
 
@@ -36,8 +37,18 @@ def arithmetic(stored: str, device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
-    fast = stored == "BF16" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = stored == "BF16" and multiplies(torch.empty(0, dtype=torch.bfloat16))
     return torch.bfloat16 if fast else torch.float32
+
+
+def multiplies(x: Tensor) -> bool:
+    """Whether the device has instructions for products of such numbers.
+
+    Without them, products of 16-bit numbers take a hundred times as long as those of float32.
+    """
+    if x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
+        return True
+    return x.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def batch_size(length: int, device: torch.device) -> int:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantize.device import multiplies
 from toolchain.model.families import DENSE_MLP, Mlp, layer_mlps, routers
 from toolchain.model.spec import ModelSpec
 
@@ -128,10 +129,13 @@ class DecoderLayer:
             keys, values = self.simulation.cache
             k_BNSD, v_BNSD = keys(k_BNSD), values(v_BNSD)
         mask_SS = _window_mask(normed_BSH.shape[1], self.window, normed_BSH.device)
+        dtype = q_BNSD.dtype
+        if not multiplies(q_BNSD):
+            q_BNSD, k_BNSD, v_BNSD = q_BNSD.float(), k_BNSD.float(), v_BNSD.float()
         context_BNSD = F.scaled_dot_product_attention(
             q_BNSD, k_BNSD, v_BNSD, attn_mask=mask_SS, is_causal=mask_SS is None, enable_gqa=True
         )
-        return context_BNSD.transpose(1, 2).flatten(2)
+        return context_BNSD.to(dtype).transpose(1, 2).flatten(2)
 
     def after_attention(self, hidden_BSH: Tensor, context_BSQ: Tensor) -> Tensor:
         """The residual stream after the attention half, [B, S, H]."""
@@ -191,7 +195,7 @@ class DecoderLayer:
         rounded = self.simulation.inputs.get(name)
         if rounded is not None:
             x = rounded(x)
-        return F.linear(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
+        return linear(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return rms_norm(x, self.tensors[f"{name}.weight"], self.spec.rms_norm_eps)
@@ -203,6 +207,18 @@ class DecoderLayer:
         if self.spec.qk_norm and which != "v":
             heads_BSND = self._norm(f"self_attn.{which}_norm", heads_BSND)
         return heads_BSND.transpose(1, 2)
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + b, in the dtype of x.
+
+    Where the device has no instructions for 16-bit products, they are summed in float32 and rounded once,
+    which is what those instructions do.
+    """
+    if multiplies(x):
+        return F.linear(x, weight_OI, bias_O)
+    bias_O = None if bias_O is None else bias_O.float()
+    return F.linear(x.float(), weight_OI.float(), bias_O).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantize.device import batch_size
 from quantize.formats.checkpoint import QuantizedCheckpoint
-from quantize.layer import DecoderLayer, Simulation, rms_norm, rotary_tables
+from quantize.layer import DecoderLayer, Simulation, linear, rms_norm, rotary_tables
 from quantize.linear import QuantizedLinear
 from quantize.simulate import cache_rounding, input_rounding
 from quantize.states import States
@@ -150,7 +150,7 @@ class Head:
     def log_probs(self, hidden_TH: Tensor) -> Tensor:
         """float32 [T, V], from hidden states on any device."""
         hidden_TH = hidden_TH.to(self.norm.device, self.norm.dtype)
-        logits_TV = F.linear(rms_norm(hidden_TH, self.norm, self.eps), self.embedding)
+        logits_TV = linear(rms_norm(hidden_TH, self.norm, self.eps), self.embedding)
         return logits_TV.float().log_softmax(-1)
 
     def chunks(self, start: int, stop: int) -> Iterator[slice]:

@@ -242,7 +242,7 @@ def test_the_floor_is_what_transformers_loses_in_bfloat16(save_model: Callable[.
     assert floor.dtype == "bfloat16"
     assert floor.kl == pytest.approx(wanted["kl"], rel=0.05)  # rounding differs here and there
     assert 0 < floor.kl < 1e-3
-    assert floor.top1 == pytest.approx(wanted["top1"], abs=0.02)
+    assert floor.top1 == pytest.approx(wanted["top1"], abs=0.04)  # two of 62 predictions are near ties
 
 
 def test_a_baseline_that_was_kept_gives_the_same_figures(
