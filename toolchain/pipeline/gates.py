@@ -7,6 +7,7 @@ on the machine that builds it, and by the checkpoint, layer by layer, where it d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,19 +98,15 @@ def gate_stages(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> 
         )
         for name, text in measured.items()
     }
-    commits = {name: texts[name].commit for name in measured if texts[name].commit is not None}
-    config: dict[str, Any] = {
-        "device": device_type(device),
-        "texts": list(measured),
-        "commits": commits,
-    }
+    commits = {name: commit for name in measured if (commit := texts[name].commit) is not None}
+    config: dict[str, Any] = {"device": device_type(device), "texts": list(measured)}
     if smoke is not None and not has_smoke(recipe):
         config["smoke"] = _smoke_config(smoke)
     return [
         Stage(
             name="gate",
             version=2,
-            run=_run_gate,
+            run=partial(_run_gate, commits=commits),  # recorded, but no part of the key: see text_config
             inputs=("quantize",),
             sources={"model": Source(model, MODEL_FILES)},
             config=config,
@@ -120,7 +117,7 @@ def gate_stages(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> 
     ]
 
 
-def _run_gate(context: StageContext) -> None:
+def _run_gate(context: StageContext, commits: Mapping[str, str]) -> None:
     from toolchain.gate.baseline import Baseline
     from toolchain.gate.evaluate import evaluate
     from toolchain.gate.run import ask_checkpoint
@@ -152,8 +149,8 @@ def _run_gate(context: StageContext) -> None:
         context.facts["increase"] = round(first.increase, 6)
         context.facts["kl"] = round(first.kl, 6)
         context.facts["top1"] = round(first.top1, 6)
-    if config["commits"]:
-        context.facts["commits"] = config["commits"]
+    if commits:
+        context.facts["commits"] = dict(commits)
 
 
 def smoke_stages(recipe: Recipe) -> list[Stage]:
