@@ -310,7 +310,8 @@ def test_batch_of_prompts_in_one_request(service: Service, tiny_model: Any) -> N
 
 
 @pytest.mark.xfail(
-    strict=False, reason="without AVX512 a seed draws other tokens at times; not understood yet"
+    strict=False,
+    reason="seen on one processor without AVX512: a seed draws other tokens at times; the cause is not known",
 )
 def test_seeds_and_several_sequences(service: Service, tiny_model: Any) -> None:
     prompt = prompts_of(tiny_model)[1]
