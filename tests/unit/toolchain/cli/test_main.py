@@ -185,6 +185,14 @@ def test_compat_is_the_table_by_which_recipes_are_judged():
     assert llmbuild("compat", "--gpu", "a1000").exit_code == 2
 
 
+def test_compat_lists_the_releases():
+    assert "26.07 26.06 26.05 26.04" in llmbuild("compat", "--releases").stdout
+    rows = json.loads(llmbuild("compat", "--releases", "--flavour", "tensorrt", "--json").stdout)
+    assert rows[0]["version"] == "0.17.0"
+    assert rows[-1]["version"] == "1.3.0rc15"
+    assert llmbuild("compat", "--releases", "--flavour", "vllm").exit_code == 2
+
+
 def test_doctor_looks_at_everything(tmp_path):
     findings = json.loads(llmbuild("doctor", "--json", env={"LLMBUILD_STORE": str(tmp_path)}).stdout)
     by_name = {finding["what"]: finding for finding in findings}
