@@ -11,9 +11,11 @@ from toolchain.data import load_table
 from toolchain.errors import PlanError, combined
 from toolchain.model.families import active_width
 from toolchain.plan import compat, kernels, memory, openvino
+from toolchain.plan.build_flags import asked_flags, flag_problems
 from toolchain.plan.facts import model_facts
 from toolchain.plan.memory import MethodBytes
 from toolchain.plan.quantization import published_storage, quantization_problems
+from toolchain.plan.releases import default_version
 from toolchain.plan.stored import planned_storages, quantized_bytes
 from toolchain.recipe.section import size_bytes
 
@@ -115,6 +117,9 @@ def make_plan(recipe: Recipe) -> Plan:
 
     problems = compat.flavour_problems(spec, engine.flavour)
     problems += kernels.version_problems(engine.flavour, engine.version)
+    if engine.flavour == "tensorrt":
+        asked = asked_flags(engine.build.model_dump())
+        problems += flag_problems(asked, engine.version or default_version("tensorrt"))
     notes: list[str] = []
     source = memory.weight_bytes(spec, *published_storage(spec.quantization))
     stored, by_method, private = source, dict[str, MethodBytes](), 0

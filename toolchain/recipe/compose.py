@@ -245,6 +245,8 @@ def anchor_paths(tree: Table, directory: Path) -> Table:
     tree = _map_leaf(tree, ("model", "source"), source)
     tree = _map_leaf(tree, ("quantization", "calibration", "dataset"), dataset)
     tree = _map_leaf(tree, ("gates", "perplexity", "dataset"), dataset)
+    tree = _map_leaf(tree, ("engine", "build", "input_timing_cache"), source)
+    tree = _map_leaf(tree, ("engine", "build", "lora_dir"), source)
     return _map_leaf(tree, ("gates", "kl", "dataset"), dataset)
 
 
@@ -252,8 +254,17 @@ def _map_leaf(tree: Table, path: tuple[str, ...], change: Callable[[str], str]) 
     child = tree.values.get(path[0])
     if len(path) > 1 and isinstance(child, Table):
         changed: Tree = _map_leaf(child, path[1:], change)
-    elif len(path) == 1 and isinstance(child, Leaf) and isinstance(child.value, str):
-        changed = replace(child, value=change(child.value))
+    elif len(path) == 1 and isinstance(child, Leaf | Items):
+        changed = _map_text(child, change)
     else:
         return tree
     return Table(tree.mark, tree.values | {path[0]: changed}, tree.keys)
+
+
+def _map_text(tree: Tree, change: Callable[[str], str]) -> Tree:
+    """`change` applied to a text, or to each text of a list."""
+    if isinstance(tree, Items):
+        return replace(tree, values=[_map_text(item, change) for item in tree.values])
+    if isinstance(tree, Leaf) and isinstance(tree.value, str):
+        return replace(tree, value=change(tree.value))
+    return tree

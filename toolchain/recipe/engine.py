@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from toolchain.recipe.section import Section, Slug
+from toolchain.recipe.trtllm_build import TrtllmBuild
 
 Flavour = Literal["openvino", "tensorrt", "pytorch", "vllm"]
 Precision = Literal["exact", "fast"]
@@ -138,6 +139,10 @@ class Engine(Section):
         default=None,
         description="GPU to plan for, as h100, h200, l40s or a100-80gb. null: the one in this machine. The "
         "openvino flavour has no use for it.",
+    )
+    build: TrtllmBuild = Field(
+        default_factory=TrtllmBuild,
+        description="tensorrt only: how trtllm-build compiles the engines, and where.",
     )
     speculative: None = Field(
         default=None, description="Speculative decoding; null (off) is the only value so far."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from toolchain.recipe.build_rules import build_violations
 from toolchain.recipe.quantization_rules import quantization_violations
 from toolchain.recipe.schema import Recipe
 from toolchain.recipe.violation import Violation
@@ -17,6 +18,7 @@ from toolchain.recipe.violation import Violation
 def violations(recipe: Recipe) -> Iterator[Violation]:
     """Everything in `recipe` that cannot work, in no particular order."""
     yield from quantization_violations(recipe)
+    yield from build_violations(recipe)
     yield from _flavour(recipe)
     yield from _limits(recipe)
     yield from _cache(recipe)

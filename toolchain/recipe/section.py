@@ -21,6 +21,7 @@ SLUG_FORM = (
 SOURCE_FORM = "a Hugging Face id (owner/name), or a directory that begins with ./ ../ / or ~/"
 DATASET_FORM = "file:PATH or hf:OWNER/NAME"
 PERCENT_FORM = "a percentage such as 3% or 0.5%"
+PATH_FORM = "a path that begins with ./ ../ / or ~/"
 SIZE_FORM = "a size such as 512MiB or 5GiB"
 
 # A Hub id is `name` or `owner/name`; a path begins with `.`, `/` or `~`. No look at the file system decides
@@ -38,6 +39,14 @@ Source = Annotated[
         min_length=1,
         pattern=rf"^({_HUB_ID}|{_LOCAL})$",
         json_schema_extra={"patternErrorMessage": SOURCE_FORM},
+    ),
+]
+LocalPath = Annotated[
+    str,
+    Field(
+        min_length=1,
+        pattern=rf"^{_LOCAL}$",
+        json_schema_extra={"patternErrorMessage": PATH_FORM},
     ),
 ]
 Dataset = Annotated[

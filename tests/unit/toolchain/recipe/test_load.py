@@ -81,6 +81,13 @@ def test_relative_paths_belong_to_the_file_that_wrote_them(write: Write, tmp_pat
     assert recipe.gates.perplexity.dataset == f"file:{tmp_path.parent / 'held out.txt'}"
 
 
+def test_relative_paths_of_trtllm_build_belong_to_their_file_too(write: Write, tmp_path: Path) -> None:
+    build = "{input_timing_cache: ./model.cache, lora_dir: [../lora, /a/lora], lora_plugin: auto}"
+    recipe = load_recipe(write("in/r.yaml", MINIMAL + f"engine: {{flavour: tensorrt, build: {build}}}\n"))
+    assert recipe.engine.build.input_timing_cache == str(tmp_path / "in/model.cache")
+    assert recipe.engine.build.lora_dir == (str(tmp_path / "lora"), "/a/lora")
+
+
 def test_relative_paths_of_overrides_belong_to_the_working_directory(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,3 +226,57 @@ def test_a_local_file_has_no_splits() -> None:
     gates = {"kl": {"dataset": "file:/a", "max": 1} | local, "perplexity": {"dataset": "file:/a", "max": 9}}
     assert broken(gates=gates) == [f"gates.kl.{name}" for name in names]
     assert broken(quantization={"calibration": local | {"dataset": "hf:o/n"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "build"),
+    [
+        ("image", {"image": "nvcr.io/x:1"}),
+        ("volume_claim", {"executor": "docker", "volume_claim": "store"}),
+        ("opt_num_tokens", {"opt_num_tokens": 512, "multiple_profiles": True}),
+        ("gather_context_logits", {"gather_context_logits": True, "max_draft_len": 4,
+                                   "speculative_decoding_mode": "draft_tokens_external"}),
+        ("max_draft_len", {"max_draft_len": 4}),
+        ("lora_dir", {"lora_dir": ["./lora"], "lora_plugin": "disable"}),
+        ("max_lora_rank", {"max_lora_rank": 8}),
+        ("dora_plugin", {"dora_plugin": True}),
+        ("user_buffer", {"user_buffer": True}),
+        (
+            "low_latency_gemm_swiglu_plugin",
+            {"low_latency_gemm_swiglu_plugin": "fp8", "gemm_swiglu_plugin": "fp8"},
+        ),
+    ],
+)  # fmt: skip
+def test_flags_of_trtllm_build_that_do_not_go_together(path: str, build: dict[str, Any]) -> None:
+    assert broken(engine={**GPU, "build": build}) == [f"engine.build.{path}"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        {"executor": "podman", "image": "nvcr.io/x:1"},
+        {"executor": "kubernetes", "volume_claim": "store"},
+        {"opt_num_tokens": 512, "multiple_profiles": False},
+        {"lora_dir": ["./lora"], "lora_plugin": "auto", "max_lora_rank": 8, "dora_plugin": True},
+        {"max_draft_len": 4, "speculative_decoding_mode": "draft_tokens_external"},
+        {"user_buffer": True, "reduce_fusion": True},
+    ],
+)
+def test_flags_of_trtllm_build_that_do(build: dict[str, Any]) -> None:
+    assert broken(engine={**GPU, "build": build}) == []
+
+
+def test_block_reuse_and_chunks_need_attention_over_the_paged_cache() -> None:
+    off = {**GPU, "build": {"use_paged_context_fmha": False}}
+    path = "engine.build.use_paged_context_fmha"
+    assert broken(engine=off) == [path, path]
+    assert broken(engine={**off, "kv_cache": {"reuse": False}, "chunked_prefill": False}) == []
+    unpaged = {"kv_cache": {"paged": False, "reuse": False}, "chunked_prefill": False}
+    on = {**GPU, "build": {"use_paged_context_fmha": True}, **unpaged}
+    assert broken(engine=on, deploy={"batching": "static"}) == [path]
+
+
+@pytest.mark.parametrize("flavour", ["openvino", "pytorch", "vllm"])
+def test_only_tensorrt_has_engines_to_compile(flavour: str) -> None:
+    assert broken(engine={"flavour": flavour, "build": {"max_beam_width": 2}}) == ["engine.build"]
+    assert broken(engine={"flavour": flavour, "build": {}}) == []
