@@ -309,10 +309,6 @@ def test_batch_of_prompts_in_one_request(service: Service, tiny_model: Any) -> N
         assert [token for tokens in mine for token in tokens] == tiny_model.greedy(prompt, n)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="seen on one processor without AVX512: a seed draws other tokens at times; the cause is not known",
-)
 def test_seeds_and_several_sequences(service: Service, tiny_model: Any) -> None:
     prompt = prompts_of(tiny_model)[1]
     sampling = {"runtime_top_k": 50, "temperature": 1.5, "end_id": -1}

@@ -27,6 +27,8 @@ from pacing import smoothed, tokens_per_response
 from stopping import Piece, StopMatcher, StopWord
 from tokenizers import Tokenizer
 
+_JUST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
+
 
 @dataclass
 class Running:
@@ -271,6 +273,10 @@ def _generation_config(sequence: Sequence) -> openvino_genai.GenerationConfig:
         config.rng_seed = sequence.seed
         if sequence.top_k:
             config.top_k = sequence.top_k
+            # With top_p at 1 GenAI leaves the k likeliest in whatever order its partition ends in, and the
+            # last bit of one logit (which depends on who shares the step) changes that order, and with it
+            # what a seed draws. Below 1 it sorts them.
+            config.top_p = min(config.top_p, _JUST_BELOW_ONE)
     return config
 
 
