@@ -70,6 +70,12 @@ def unpack_fp4(packed_OP: Tensor) -> Tensor:
     return bytes_C[nibbles_OP2.int()].flatten(1).view(torch.float8_e4m3fn)
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """A tensor's memory in row-major order: uint8 [bytes]; shared where the tensor lies so already."""
+    # A dimension of one counts as contiguous whatever its stride, and a view of other sizes minds the stride.
+    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
 def word_count(codes: int, bits: int) -> int:
     """How many int32 a row of `codes` codes takes."""
     return -(-codes * bits // 32)
@@ -85,13 +91,12 @@ def pack_words(codes_RN: Tensor, bits: int) -> Tensor:
     codes_RN = F.pad(codes_RN, (0, -codes_RN.shape[1] % (32 // bits)))
     if bits == 4:
         codes_RN = codes_RN[:, 0::2] | (codes_RN[:, 1::2] << 4)
-    # A single row counts as contiguous whatever its stride; flat, nothing is left that a view minds.
-    return codes_RN.flatten().view(torch.int32).view(codes_RN.shape[0], -1)
+    return as_bytes(codes_RN).view(torch.int32).view(codes_RN.shape[0], -1)
 
 
 def unpack_words(words_RW: Tensor, bits: int) -> Tensor:
     """The inverse of `pack_words`: int32 [rows, words] to uint8 [rows, words * 32 / bits], padding too."""
-    bytes_RB = words_RW.flatten().view(torch.uint8).view(words_RW.shape[0], -1)
+    bytes_RB = as_bytes(words_RW).view(words_RW.shape[0], -1)
     if bits == 8:
         return bytes_RB
     return torch.stack((bytes_RB & 15, bytes_RB >> 4), dim=2).flatten(1)

@@ -13,6 +13,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from quantize.formats.packing import as_bytes
 from toolchain.errors import ModelError, os_error
 from toolchain.model.safetensors_file import ITEM_SIZES, Location
 
@@ -119,7 +120,7 @@ def _placement(tensor: StoredTensor) -> tuple[bool, int]:
 def _write_data(file: IO[bytes], name: str, data: Tensor | Location) -> None:
     if isinstance(data, Tensor):
         if data.numel():
-            file.write(data.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(as_bytes(data.detach()).numpy().data)
         return
     left = data.nbytes
     with data.file.open("rb", buffering=0) as source:

@@ -25,6 +25,7 @@ from quantize.formats.base import (
     Scheme,
 )
 from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint, write_checkpoint
+from quantize.formats.packing import as_bytes
 from quantize.formats.tensorfile import StoredTensor
 from quantize.linear import QuantizedLinear
 
@@ -129,10 +130,6 @@ def write(root: Path, case: Case, *, module: str = "model.layers.0.m", **more: o
     return root / "out"
 
 
-def raw(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).contiguous().view(torch.uint8)
-
-
 def assert_same(read: QuantizedLinear, written: QuantizedLinear) -> None:
     for field in fields(QuantizedLinear):
         one, other = getattr(read, field.name), getattr(written, field.name)
@@ -140,7 +137,7 @@ def assert_same(read: QuantizedLinear, written: QuantizedLinear) -> None:
             assert isinstance(one, torch.Tensor), field.name
             assert (one.dtype, one.shape) == (other.dtype, other.shape), field.name
             # Bytes: float8 cannot be compared everywhere, and -0 is not 0.
-            assert torch.equal(raw(one), raw(other)), field.name
+            assert torch.equal(as_bytes(one), as_bytes(other)), field.name
         else:
             assert one == other, field.name
 
