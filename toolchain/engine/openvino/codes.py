@@ -3,10 +3,11 @@
     codes of the linear          constant    private memory at run time (OpenVINO 2026.4, f32 execution)
     int4, symmetric              i4          stays 4 bits
     int4 with zero points        u4          stays 4 bits
-    int8, symmetric              i8          stays 8 bits; so do int4 in odd groups
-    int8 with zero points        u8          stays 8 bits; so do int4 in odd groups
+    int8, symmetric              i8          stays 8 bits; so do int4 in rows of odd length
+    int8 with zero points        u8          stays 8 bits; so do int4 in rows of odd length
     E2M1 (NVFP4)                 f4e2m1      stays 4 bits
     E4M3 (FP8)                   -           none: the plugin has no kernel for it; the weight is f32
+    groups of other sizes        -           none: its kernels take 16, multiples of 32, and whole rows
 
 Nothing is rounded: what the graph computes from these constants is `QuantizedLinear.dequantize()` to the
 last bit, but for `pre_quant_scale`, which the graph multiplies the activation by.
@@ -127,12 +128,13 @@ def _rows(tensor: Tensor, part: slice) -> Tensor:
 
 
 def _element_type(linear: QuantizedLinear) -> ov.Type | None:
-    """The constant's type for codes like those of `linear`; None where the plugin widens them."""
-    odd = linear.group_size % 2 == 1
+    """The constant's type for codes like those of `linear`; None where it has to be f32."""
+    whole_rows, size = linear.scales.shape[1] == 1, linear.group_size
+    if not (whole_rows or size == 16 or size % 32 == 0):
+        return None  # for a single token the plugin makes garbage of such groups, without a word
     if linear.codes.is_floating_point():
-        return ov.Type.f4e2m1 if linear.is_fp4 and not odd else None
-    # Of 4-bit codes in odd groups the plugin makes garbage, without a word.
-    narrow = linear.bits == 4 and not odd
+        return ov.Type.f4e2m1 if linear.is_fp4 and size % 2 == 0 else None
+    narrow = linear.bits == 4 and size % 2 == 0
     if linear.zero_points is None:
         return ov.Type.i4 if narrow else ov.Type.i8
     return ov.Type.u4 if narrow else ov.Type.u8

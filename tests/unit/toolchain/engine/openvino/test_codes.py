@@ -46,14 +46,15 @@ def test_what_has_no_narrow_form_is_widened():
         random_int4(2, 4).codes, torch.ones(2, 2), 4, group_index=torch.tensor([0, 1, 1, 1])
     )
     fp8 = QuantizedLinear(torch.ones(2, 4).to(torch.float8_e4m3fn), torch.ones(1, 1), 8)
-    assert [in_codes(linear) for linear in (uneven, fp8)] == [None, None]
+    eights = QuantizedLinear(random_int4(2, 24).codes, torch.ones(2, 3), 4)
+    assert [in_codes(linear) for linear in (uneven, fp8, eights)] == [None, None, None]
     kept, _ = in_codes(random_int4(3, 5))
     assert kept.element_type == ov.Type.i8
 
 
 def test_groups_that_are_in_order_after_all_need_no_reordering():
     linear = QuantizedLinear(
-        random_int4(2, 4).codes, torch.ones(2, 2), 4, group_index=torch.tensor([0, 0, 1, 1])
+        random_int4(2, 32).codes, torch.ones(2, 2), 4, group_index=torch.arange(2).repeat_interleave(16)
     )
     kept, order = in_codes(linear)
     assert order is None
