@@ -35,17 +35,11 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor to be written: its safetensors dtype, shape, and its bytes in memory or in another file."""
+class TensorType:
+    """What a file's header says of a tensor: its safetensors dtype and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
-    data: Tensor | Location
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> StoredTensor:
-        """A tensor in memory."""
-        return cls(_DTYPES[tensor.dtype], tuple(tensor.shape), tensor)
 
     @property
     def nbytes(self) -> int:
@@ -53,34 +47,60 @@ class StoredTensor:
         return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
+@dataclass(frozen=True)
+class StoredTensor(TensorType):
+    """A tensor to be written: what it is, and its bytes in memory or in another file."""
+
+    data: Tensor | Location
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> StoredTensor:
+        """A tensor in memory."""
+        return cls(dtype_name(tensor.dtype), tuple(tensor.shape), tensor)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that safetensors files have for `dtype`."""
+    return _DTYPES[dtype]
+
+
+def lay_out(
+    tensors: Mapping[str, TensorType], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """The first bytes of a safetensors file, its header included, and where in the file each tensor begins.
+
+    The format allows no gaps, so alignment comes from order and padding: the header is padded, tensors
+    whose size is a multiple of 64 bytes come first in the order given, then the others, widest items first.
+    """
+    order = sorted(tensors, key=lambda name: _placement(tensors[name]))
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offsets, offset = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offsets[name], offset = offset, end
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-(len(encoded) + 8) % ALIGNMENT)
+    start = len(encoded).to_bytes(8, "little") + encoded
+    return start, {name: len(start) + offset for name, offset in offsets.items()}
+
+
 def write_tensor_file(
     path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file that appears under its name only when it is whole and on the disk.
 
-    The format allows no gaps, so alignment comes from order and padding: the header is padded, tensors
-    whose size is a multiple of 64 bytes come first in the order given, then the others, widest items first.
-
     Raises:
         StoreError: the file system refused.
         ModelError: a tensor's source file shrank or vanished.
     """
-    order = sorted(tensors, key=lambda name: _placement(tensors[name]))
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    offset = 0
-    for name in order:
-        tensor = tensors[name]
-        end = offset + tensor.nbytes
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    encoded += b" " * (-(len(encoded) + 8) % ALIGNMENT)
-
+    start, offsets = lay_out(tensors, metadata)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for name in order:
+            file.write(start)
+            for name in offsets:
                 _write_data(file, name, tensors[name].data)
             file.flush()
             os.fsync(file.fileno())
@@ -112,7 +132,7 @@ def publish(partial: Path, path: Path) -> None:
         os.close(directory)
 
 
-def _placement(tensor: StoredTensor) -> tuple[bool, int]:
+def _placement(tensor: TensorType) -> tuple[bool, int]:
     odd = tensor.nbytes % ALIGNMENT != 0
     return odd, -ITEM_SIZES[tensor.dtype] if odd else 0
 

@@ -145,6 +145,15 @@ class Checkpoint:
         flat = torch.frombuffer(self._map(where.file), dtype=dtype, count=count, offset=where.offset)
         return flat.reshape(entry.shape)
 
+    def release(self) -> None:
+        """Let go of the pages that views have touched, which no longer count as resident.
+
+        Views stay usable: what they touch is read again.
+        """
+        with self._maps_lock:
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def check_finite(self, progress: Progress | None = None) -> None:
         """Read every floating-point tensor in chunks; raise ModelError naming those that hold NaN or Inf."""
         from toolchain.model.finite import count_non_finite, is_float

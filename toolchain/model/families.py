@@ -137,12 +137,13 @@ def linear_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, int]]:
         "self_attn.o_proj": (hidden, queries),
     }
     for mlp in layer_mlps(spec, layer):
-        inner = _inner_width(spec, mlp)
+        inner = mlp_width(spec, mlp)
         shapes |= {mlp.gate: (inner, hidden), mlp.up: (inner, hidden), mlp.down: (hidden, inner)}
     return shapes
 
 
-def _inner_width(spec: ModelSpec, mlp: Mlp) -> int:
+def mlp_width(spec: ModelSpec, mlp: Mlp) -> int:
+    """The inner width of an MLP."""
     if spec.moe is None or mlp == DENSE_MLP:
         return spec.intermediate_size
     return spec.moe.shared_expert_intermediate_size if mlp.expert is None else spec.moe.moe_intermediate_size

@@ -1,6 +1,6 @@
-"""The stages of a build: source -> quantize -> gate -> engine -> repository -> smoke.
+"""The stages of a build: source -> quantize -> gate -> convert -> engine -> repository -> smoke.
 
-gate and smoke are there if the recipe has gates that need them.
+gate and smoke are there if the recipe has gates that need them, convert on the tensorrt flavour.
 
 Each function here says what one stage depends on and wraps the package that does the work. A stage's run
 reads only its context, so a value that matters is in its config, and so in its key.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
+from toolchain.pipeline.conversion import convert_stages
 from toolchain.pipeline.gates import baseline_stage, gate_stages, smoke_stages
 from toolchain.pipeline.quantization import quantize_config
 from toolchain.pipeline.stage import MODEL_FILES, Source, Stage, StageContext, versions
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
     from toolchain.text.files import TextFiles
 
-STAGES = ("source", "quantize", "gate", "engine", "repository", "smoke")
+STAGES = ("source", "quantize", "gate", "convert", "engine", "repository", "smoke")
 
 
 def build_stages(
@@ -44,6 +45,7 @@ def build_stages(
         _source(model, revision),
         _quantize(recipe, model, texts),
         *gate_stages(recipe, model, texts),
+        *convert_stages(recipe, model),
         _engine(recipe),
         _repository(recipe),
         *smoke_stages(recipe),

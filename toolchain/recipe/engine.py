@@ -36,6 +36,25 @@ class Parallelism(Section):
         description="Groups of layers on different GPUs (pipeline_parallel). Use across nodes or without "
         "a fast link.",
     )
+    moe_tensor: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None,
+        description="tensorrt only, models with experts: GPUs that share every expert (moe_tp_size). null: "
+        "tensor / moe_expert.",
+    )
+    moe_expert: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None,
+        description="tensorrt only, models with experts: groups of GPUs with experts of their own "
+        "(moe_ep_size). null: tensor / moe_tensor, so 1 where neither is set.",
+    )
+    use_parallel_embedding: bool = Field(
+        default=True,
+        description="tensorrt only: split the embedding table over the GPUs that share a layer, too. false: "
+        "each has all of it, which saves one exchange a step.",
+    )
+    embedding_sharding_dim: Literal[0, 1] = Field(
+        default=0,
+        description="tensorrt only: how the embedding table is split. 0: by tokens; 1: by channels.",
+    )
 
     @property
     def world_size(self) -> int:

@@ -7,6 +7,7 @@ tool belongs to the plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from toolchain.recipe.build_rules import build_violations
@@ -20,6 +21,7 @@ def violations(recipe: Recipe) -> Iterator[Violation]:
     yield from quantization_violations(recipe)
     yield from build_violations(recipe)
     yield from _flavour(recipe)
+    yield from _ranks(recipe)
     yield from _limits(recipe)
     yield from _cache(recipe)
     yield from _gates(recipe)
@@ -52,6 +54,34 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
                 f"engine.flavour is {flavour}, where it would have no effect",
                 f"remove it, or set it to {default}",
             )
+
+
+def _ranks(recipe: Recipe) -> Iterator[Violation]:
+    parallelism, flavour = recipe.parallelism, recipe.engine.flavour
+    for name, default in (
+        ("moe_tensor", None),
+        ("moe_expert", None),
+        ("use_parallel_embedding", True),
+        ("embedding_sharding_dim", 0),
+    ):
+        if flavour != "tensorrt" and getattr(parallelism, name) != default:
+            yield Violation(
+                f"parallelism.{name}",
+                ("engine.flavour",),
+                f"parallelism.{name} works on the tensorrt flavour only",
+                f"engine.flavour is {flavour}, where it would have no effect",
+                f"remove it, or set it to {'null' if default is None else str(default).lower()}",
+            )
+    given = [size for size in (parallelism.moe_tensor, parallelism.moe_expert) if size is not None]
+    product = math.prod(given)
+    if (len(given) == 2 and product != parallelism.tensor) or parallelism.tensor % product:
+        yield Violation(
+            f"parallelism.{'moe_tensor' if parallelism.moe_tensor is not None else 'moe_expert'}",
+            ("parallelism.tensor", "parallelism.moe_tensor", "parallelism.moe_expert"),
+            "parallelism.moe_tensor times moe_expert is not parallelism.tensor",
+            "the GPUs that share the attention share the experts",
+            "set one of the two to a divisor of parallelism.tensor, and the other to null",
+        )
 
 
 def _limits(recipe: Recipe) -> Iterator[Violation]:

@@ -123,7 +123,7 @@ def test_gpu_recipe_without_its_tools_exits_with_5_before_any_work(tmp_path):
 def test_unknown_stage_names_the_stages():
     result = llmbuild("build", "demo-int4", "--until", "quantise")
     assert result.exit_code == 2
-    assert "source, quantize, gate, engine, repository" in result.stderr
+    assert "source, quantize, gate, convert, engine, repository" in result.stderr
 
 
 @pytest.mark.parametrize("verb", ["inspect", "serve", "generate"])
