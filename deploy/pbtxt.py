@@ -24,16 +24,26 @@ def model_config(
     decoupled: bool = False,
     parameters: Mapping[str, str] | None = None,
     instances: int = 1,
+    backend: str = "python",
+    kind: str = "KIND_CPU",
 ) -> ModelConfig:
-    """A model of Triton's Python backend on the CPU."""
+    """A model of one of Triton's backends. `kind`: who chooses its devices; KIND_MODEL: the backend does."""
     config = _base(name, inputs, outputs, max_batch_size, decoupled)
-    config.backend = "python"
+    config.backend = backend
     for key, value in (parameters or {}).items():
         config.parameters[key].string_value = value
     group = config.instance_group.add()
     group.count = instances
-    group.kind = group.KIND_CPU
+    group.kind = group.Kind.Value(kind)
     return config
+
+
+def batch_dynamically(config: ModelConfig, *, max_queue_size: int, max_queue_delay_us: int) -> None:
+    """Let Triton gather requests of `config` into batches: of max_batch_size where it can, 0: no limit."""
+    batching = config.dynamic_batching
+    batching.preferred_batch_size.append(config.max_batch_size)
+    batching.max_queue_delay_microseconds = max_queue_delay_us
+    batching.default_queue_policy.max_queue_size = max_queue_size
 
 
 def ensemble_config(

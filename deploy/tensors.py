@@ -7,7 +7,8 @@ dimension is not listed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,12 @@ TEXT_INPUTS: tuple[Tensor, ...] = (
 )
 """Inputs of `ensemble` and `tensorrt_llm_bls`."""
 
+DRAFT_INPUTS: tuple[Tensor, ...] = (
+    *_plain("INT32", (1,), "num_draft_tokens"),
+    *_plain("BOOL", (1,), "use_draft_logits"),
+)
+"""Further inputs of `tensorrt_llm_bls`: speculative decoding with a draft model."""
+
 TO_PREPROCESSING: dict[str, str] = {
     "QUERY": "text_input",
     "DECODER_QUERY": "decoder_text_input",
@@ -240,3 +247,14 @@ STRAIGHT_TO_ENGINE: dict[str, str] = {
     )
 }
 """Input of `tensorrt_llm` -> input of `ensemble`, for what needs no preprocessing."""
+
+
+def varied(
+    tensors: Iterable[Tensor], types: Mapping[str, str], names: Mapping[str, str] | None = None
+) -> tuple[Tensor, ...]:
+    """`tensors` with other types, and other names, for those that have one in the maps (by present name)."""
+    names = names or {}
+    return tuple(
+        replace(tensor, type=types.get(tensor.name, tensor.type), name=names.get(tensor.name, tensor.name))
+        for tensor in tensors
+    )

@@ -95,7 +95,7 @@ def _write_tokenizer(directory: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def render(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Render a repository for the tiny model in exact arithmetic; keywords are `RepositorySettings`."""
-    from deploy.repository import RepositorySettings, render_openvino
+    from deploy.repositories.openvino import RepositorySettings, render_openvino
     from toolchain.engine.openvino import plugin_properties
 
     def make(**settings: Any) -> Path:

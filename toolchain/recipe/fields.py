@@ -14,6 +14,8 @@ from toolchain.recipe.schema import Recipe
 
 Fragment = dict[str, Any]
 
+_PLURALS = {"string": "texts", "integer": "whole numbers", "number": "numbers"}
+
 
 @lru_cache(maxsize=1)
 def _schema() -> Fragment:
@@ -70,10 +72,10 @@ def _form(fragment: Fragment) -> str:
         if "enum" in items:
             few = fragment.get("minItems")
             return f"a list of {f'at least {few} ' if few else ''}of {', '.join(map(str, items['enum']))}"
-        return "a list of texts"
+        return "a list of " + _PLURALS.get(items["type"], "lists")
     if kind == "string":
         return str(fragment.get("patternErrorMessage", "text"))
-    return {"boolean": "true or false", "null": "null"}[kind]
+    return {"boolean": "true or false", "null": "null", "object": "a mapping"}[kind]
 
 
 def _range(fragment: Fragment) -> str:
@@ -186,6 +188,8 @@ def as_yaml(value: object) -> str:
     """A default value as one would write it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {as_yaml(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(as_yaml, value)) + "]"
     return str(value)

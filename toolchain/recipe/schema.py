@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from toolchain.recipe.deploy import Deploy
 from toolchain.recipe.engine import Engine, Parallelism
 from toolchain.recipe.quantization import Quantization
 from toolchain.recipe.section import Dataset, Percent, Section, Slug, Source
@@ -42,32 +43,6 @@ class Model(Section):
     def directory(self) -> Path | None:
         """The local directory, or None for a Hub id."""
         return Path(self.source).expanduser() if self.source[0] in "./~" else None
-
-
-class Deploy(Section):
-    """How the Triton server treats requests."""
-
-    batching: Literal["inflight_fused", "static"] = Field(
-        default="inflight_fused",
-        description="inflight_fused: requests join and leave the running batch between steps. static: a "
-        "batch runs until its longest answer is done.",
-    )
-    scheduler: Literal["guaranteed_no_evict", "max_utilization"] = Field(
-        default="guaranteed_no_evict",
-        description="batch_scheduler_policy. guaranteed_no_evict admits a request only if its whole "
-        "answer fits the KV cache; max_utilization admits more and may pause and recompute "
-        "some.",
-    )
-    streaming: bool = Field(
-        default=True,
-        description="Serve decoupled: tokens leave as they are made. Clients must then use a streaming call.",
-    )
-    max_queue_size: int = Field(
-        default=1000,
-        ge=0,
-        le=1_000_000,
-        description="Requests that may wait; beyond it the answer is `unavailable` at once. 0: no limit.",
-    )
 
 
 class HeldOutText(Text):

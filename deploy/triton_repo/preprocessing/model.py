@@ -6,6 +6,7 @@ Tokenizes with Hugging Face `tokenizers` from `tokenizer.json` alone. Works for 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ class TritonPythonModel:
         self._tokenizer.no_truncation()
         self._add_special_tokens = values["add_special_tokens"].lower() in ("true", "1")
         self._vocab_size = int(values["vocab_size"])
-        self._end_id = int(values["end_id"])
+        self._end_ids = [int(token) for token in values["end_ids"].split(",") if token]
+        self._supply_end_ids = values["supply_end_ids"].lower() in ("true", "1")
         self._pad_id = int(values["pad_id"])
 
     def execute(self, requests: list) -> list:
@@ -54,15 +56,17 @@ class TritonPythonModel:
             "INPUT_ID": _padded(prompts, pad_id[:, 0]),
             "REQUEST_INPUT_LEN": np.array([[len(prompt)] for prompt in prompts], dtype=np.int32),
             "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"].astype(np.int32).reshape(batch, 1),
-            "STOP_WORDS_IDS": self._words(inputs.get("STOP_WORDS_DICT"), batch, "stop_words"),
+            "STOP_WORDS_IDS": self._stop_words(inputs, batch),
             "BAD_WORDS_IDS": self._words(inputs.get("BAD_WORDS_DICT"), batch, "bad_words"),
             "EMBEDDING_BIAS": self._embedding_bias(inputs, batch),
         }
-        # Without a value the engine takes its own, which may be several end ids.
+        # Without a value the engine takes its own, if it has one.
         if "END_ID" in inputs:
             outputs["OUT_END_ID"] = inputs["END_ID"]
-        if "PAD_ID" in inputs:
-            outputs["OUT_PAD_ID"] = inputs["PAD_ID"]
+        elif self._supply_end_ids and self._end_ids:
+            outputs["OUT_END_ID"] = np.full((batch, 1), self._end_ids[0], dtype=np.int32)
+        if "PAD_ID" in inputs or self._supply_end_ids:
+            outputs["OUT_PAD_ID"] = pad_id
         if "DECODER_QUERY" in inputs:
             decoder = [self._encode(row[0], "decoder_text_input") for row in inputs["DECODER_QUERY"]]
             outputs["DECODER_INPUT_ID"] = _padded(decoder, pad_id[:, 0])
@@ -83,15 +87,27 @@ class TritonPythonModel:
             raise InvalidRequestError(f"{name} is empty; send at least one character")
         return tokens
 
-    def _words(self, rows: np.ndarray | None, batch: int, name: str) -> np.ndarray:
+    def _stop_words(self, inputs: dict[str, np.ndarray], batch: int) -> np.ndarray:
+        """The request's stop words; and for an engine that takes one end id, the others as words."""
+        extra = [] if "END_ID" in inputs or not self._supply_end_ids else self._end_ids[1:]
+        rows = inputs.get("STOP_WORDS_DICT")
+        if rows is None and extra:
+            rows = np.empty((batch, 0), dtype=object)
+        return self._words(rows, batch, "stop_words", extra)
+
+    def _words(self, rows: np.ndarray | None, batch: int, name: str, extra: Sequence[int] = ()) -> np.ndarray:
         """Pack words as upstream does: [batch, 2, n], all tokens in a row, and where each word ends.
 
         Tokens are padded with 0 and ends with -1. Each element is one word, whatever is in it; an empty
-        one is none.
+        one is none. `extra` are tokens that are words of their own in every row.
         """
         if rows is None:
             return np.empty((batch, 2, 0), dtype=np.int32)
         packed = [self._pack(row.reshape(-1).tolist(), name) for row in rows]
+        for tokens, ends in packed:
+            for token in extra:
+                tokens.append(token)
+                ends.append(len(tokens))
         longest = max(len(tokens) for tokens, _ in packed)
         result = np.zeros((batch, 2, longest), dtype=np.int32)
         result[:, 1] = -1

@@ -54,7 +54,7 @@ class OpenVINO:
 
     def repository_config(self, recipe: Recipe) -> Config:
         """Limits, scheduling and arithmetic: everything that a restart can change without a new engine."""
-        from deploy.repository import models_digest
+        from deploy.repositories.common import models_digest
         from toolchain.engine.openvino import plugin_properties
 
         engine, deploy = recipe.engine, recipe.deploy
@@ -74,12 +74,16 @@ class OpenVINO:
             "batch_scheduler_policy": deploy.scheduler,
             "max_queue_size": deploy.max_queue_size,
             "streaming": deploy.streaming,
+            "accumulate_tokens": deploy.accumulate_tokens,
+            "preprocessing_instance_count": deploy.preprocessing_instance_count,
+            "postprocessing_instance_count": deploy.postprocessing_instance_count,
+            "bls_instance_count": deploy.bls_instance_count,
             "stream_interval": engine.stream_interval,
         }
 
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
         """Make the repository; the precision that it runs in is a fact of the manifest."""
-        from deploy.repository import RepositorySettings, render_openvino
+        from deploy.repositories.openvino import RepositorySettings, render_openvino
         from toolchain.model.spec import load_spec
 
         spec = load_spec(engine)

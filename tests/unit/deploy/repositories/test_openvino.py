@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
+from deploy.check import check_repository
 from deploy.pbtxt import read_config, write_config
-from deploy.repository import RepositorySettings, check_repository, render_openvino
+from deploy.repositories.openvino import RepositorySettings, render_openvino
 from toolchain.errors import PackageError
 
-GOLDEN = Path(__file__).parents[2] / "golden/triton_repo"
+GOLDEN = Path(__file__).parents[3] / "golden/triton_repo/openvino"
 GRAPH = """<?xml version="1.0"?>
 <net name="tiny" version="11">
 <layers>

@@ -1,0 +1,134 @@
+"""The repository of the OpenVINO flavour: everything that it needs lies inside it.
+
+    ensemble         -> preprocessing -> tensorrt_llm (the engine and its detokenizer)
+    tensorrt_llm_bls -> preprocessing -> tensorrt_llm                     accumulate_tokens false, the default
+                     -> preprocessing -> tensorrt_llm -> postprocessing   accumulate_tokens true
+
+The sources of the models are in `deploy/triton_repo/`; its README says how they behave.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy import tensors
+from deploy.pbtxt import model_config
+from deploy.repositories.common import (
+    FRONT_SOURCES,
+    SOURCES,
+    TOKENIZER,
+    Front,
+    files_in,
+    flag,
+    front_configs,
+    tokenizer_files,
+    write_repository,
+)
+
+ENGINE = "tensorrt_llm/1/engine"
+
+
+@dataclass(frozen=True)
+class RepositorySettings:
+    """What a repository of the OpenVINO flavour serves, and within which limits.
+
+    Upstream's names where it has one. Tokens are counted in tokens, not blocks.
+    """
+
+    engine_dir: Path  # openvino_model.xml and .bin; hard-linked where possible
+    tokenizer_dir: Path  # tokenizer.json, and what belongs to it
+    vocab_size: int  # of the model; the tokenizer's may be smaller
+    end_ids: tuple[int, ...]  # tokens that end a sequence; the first is the one told to clients
+    pad_id: int
+    max_seq_len: int  # prompt and output together
+    max_batch_size: int = 8  # sequences in the batch at one time
+    max_num_tokens: int = 2048  # tokens in one step, prompts and generation together
+    max_tokens_in_paged_kv_cache: int | None = None  # None: max_batch_size full sequences
+    enable_kv_cache_reuse: bool = True  # equal beginnings of prompts share their cache
+    enable_chunked_context: bool = True  # a long prompt may be split over steps
+    batching: str = "inflight_fused"  # or static: a batch runs until its longest answer is done
+    batch_scheduler_policy: str = "guaranteed_no_evict"  # or max_utilization
+    max_queue_size: int = 0  # sequences that may wait; 0: any number
+    streaming: bool = True  # decoupled: several responses to a request
+    stream_interval: int | None = None  # tokens a streamed response, after the first; None: by load
+    cancellation_check_period_ms: int = 100
+    exclude_input_in_output: bool = True
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+    accumulate_tokens: bool = False  # of tensorrt_llm_bls: text_output is all the text so far
+    preprocessing_instance_count: int = 1
+    postprocessing_instance_count: int = 1  # idle unless accumulate_tokens, or asked directly
+    bls_instance_count: int = 1
+    plugin_properties: Mapping[str, str] = field(default_factory=dict)  # of OpenVINO's CPU plugin
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.max_tokens_in_paged_kv_cache or self.max_batch_size * self.max_seq_len
+
+
+def render_openvino(out_dir: Path, settings: RepositorySettings) -> None:
+    """Write a repository into `out_dir`, which must not exist or be empty, and check it.
+
+    The same settings give the same bytes. Raises PackageError when the result could not be loaded.
+    """
+    batch, decoupled = settings.max_batch_size, settings.streaming
+    front = Front(
+        vocab_size=settings.vocab_size,
+        end_ids=settings.end_ids,
+        pad_id=settings.pad_id,
+        max_batch_size=batch,
+        decoupled=decoupled,
+        engine_makes_text=True,
+        supply_end_ids=False,
+        max_requests=batch + (settings.max_queue_size or batch),
+        accumulate_tokens=settings.accumulate_tokens,
+        add_special_tokens=settings.add_special_tokens,
+        skip_special_tokens=settings.skip_special_tokens,
+        preprocessing_instance_count=settings.preprocessing_instance_count,
+        postprocessing_instance_count=settings.postprocessing_instance_count,
+        bls_instance_count=settings.bls_instance_count,
+    )
+    engine = model_config(
+        "tensorrt_llm",
+        inputs=tensors.ENGINE_INPUTS,
+        outputs=(*tensors.ENGINE_OUTPUTS, tensors.TEXT_OUTPUT, tensors.FINISH_REASON),
+        max_batch_size=batch,
+        decoupled=decoupled,
+        parameters={"tokenizer_dir": TOKENIZER} | _engine_parameters(settings),
+    )
+    write_repository(
+        out_dir,
+        front_configs(front) | {"tensorrt_llm": engine},
+        FRONT_SOURCES | {"tensorrt_llm": SOURCES / "openvino" / "tensorrt_llm"},
+        [
+            (settings.engine_dir, files_in(settings.engine_dir), ENGINE),
+            (settings.tokenizer_dir, tokenizer_files(settings.tokenizer_dir), TOKENIZER),
+        ],
+    )
+
+
+def _engine_parameters(settings: RepositorySettings) -> dict[str, str]:
+    return {
+        "gpt_model_type": "V1" if settings.batching == "static" else "inflight_fused_batching",
+        "gpt_model_path": ENGINE,
+        "max_beam_width": "1",
+        "max_seq_len": str(settings.max_seq_len),
+        "max_num_tokens": str(settings.max_num_tokens),
+        "max_queue_size": str(settings.max_queue_size),
+        "max_tokens_in_paged_kv_cache": str(settings.cache_tokens),
+        "batch_scheduler_policy": settings.batch_scheduler_policy,
+        "enable_kv_cache_reuse": flag(settings.enable_kv_cache_reuse),
+        "enable_chunked_context": flag(settings.enable_chunked_context),
+        "exclude_input_in_output": flag(settings.exclude_input_in_output),
+        "skip_special_tokens": flag(settings.skip_special_tokens),
+        "stream_interval": str(settings.stream_interval or 0),
+        "cancellation_check_period_ms": str(settings.cancellation_check_period_ms),
+        "vocab_size": str(settings.vocab_size),
+        "end_id": ",".join(map(str, settings.end_ids)),
+        "pad_id": str(settings.pad_id),
+        "plugin_properties": json.dumps(dict(settings.plugin_properties), sort_keys=True),
+    }
