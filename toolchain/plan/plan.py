@@ -16,6 +16,7 @@ from toolchain.plan.facts import model_facts
 from toolchain.plan.memory import MethodBytes
 from toolchain.plan.quantization import published_storage, quantization_problems
 from toolchain.plan.releases import default_version
+from toolchain.plan.serving import serving_problems
 from toolchain.plan.stored import planned_storages, quantized_bytes
 from toolchain.recipe.section import size_bytes
 
@@ -117,6 +118,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
     problems = compat.flavour_problems(spec, engine.flavour)
     problems += kernels.version_problems(engine.flavour, engine.version)
+    problems += serving_problems(recipe)
     if engine.flavour == "tensorrt":
         asked = asked_flags(engine.build.model_dump())
         problems += flag_problems(asked, engine.version or default_version("tensorrt"))

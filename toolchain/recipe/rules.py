@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 
 from toolchain.recipe.build_rules import build_violations
+from toolchain.recipe.deploy_rules import deploy_violations
 from toolchain.recipe.quantization_rules import quantization_violations
 from toolchain.recipe.schema import Recipe
 from toolchain.recipe.violation import Violation
@@ -20,6 +21,7 @@ def violations(recipe: Recipe) -> Iterator[Violation]:
     """Everything in `recipe` that cannot work, in no particular order."""
     yield from quantization_violations(recipe)
     yield from build_violations(recipe)
+    yield from deploy_violations(recipe)
     yield from _flavour(recipe)
     yield from _ranks(recipe)
     yield from _limits(recipe)
