@@ -175,6 +175,10 @@ class DecoderLayer:
 
     def after_experts(self, hidden_BSH: Tensor) -> Tensor:
         """The residual stream after a sparse layer, [B, S, H], from the stream after its attention."""
+        return hidden_BSH + self.sum_of_answers(hidden_BSH)
+
+    def sum_of_answers(self, hidden_BSH: Tensor) -> Tensor:
+        """What the experts together add to the residual stream, [B, S, H]: those among `mlps`."""
         normed_TH = self.mlp_input(hidden_BSH).flatten(0, 1)
         routing = self.route(normed_TH)
         sum_TH = torch.zeros_like(normed_TH)
@@ -182,7 +186,7 @@ class DecoderLayer:
             tokens_E, weights_E = routing.of(mlp)
             answer_EH = self.answer(self.activate(normed_TH[tokens_E], mlp), weights_E, mlp)
             sum_TH.index_add_(0, tokens_E, answer_EH)
-        return hidden_BSH + sum_TH.view_as(hidden_BSH)
+        return sum_TH.view_as(hidden_BSH)
 
     def forward(self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """The whole layer: [B, S, H] to [B, S, H]."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -29,6 +31,7 @@ from toolchain.cli import (
     show,
     store,
     validate,
+    verify,
 )
 
 app = typer.Typer(
@@ -58,7 +61,7 @@ def _options(
     pass
 
 
-for panel, verbs in {
+_PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Recipes": (
         init.init,
         ls.ls,
@@ -68,9 +71,18 @@ for panel, verbs in {
         plan.plan,
         compat.compat,
     ),
-    "Artifacts": (build.build, inspect.inspect, evaluate.eval, export.export, serve.serve, generate.generate),
+    "Artifacts": (
+        build.build,
+        inspect.inspect,
+        verify.verify,
+        evaluate.eval,
+        export.export,
+        serve.serve,
+        generate.generate,
+    ),
     "Housekeeping": (doctor.doctor, schema.schema),
-}.items():
+}
+for panel, verbs in _PANELS.items():
     for verb in verbs:
         app.command(rich_help_panel=panel)(verb)
 app.add_typer(store.app, name="store", rich_help_panel="Housekeeping")

@@ -77,9 +77,8 @@ class StreamedModel:
 
     def layer(self, index: int) -> Callable[[Tensor], Tensor]:
         """The forward pass of a decoder layer, [B, S, H] to [B, S, H]; its weights live as long."""
-        self._prefetch(index + 1)
-        layer = self._load(index)
-        return lambda hidden_BSH: layer.forward(hidden_BSH, self._rotary(hidden_BSH.shape[1]))
+        layer = self.decoder_layer(index)
+        return lambda hidden_BSH: layer.forward(hidden_BSH, self.rotary(hidden_BSH.shape[1]))
 
     def head(self, twin: Head | None = None) -> Head:
         """Final norm and output embedding; that of `twin` where the two are equal, as they mostly are."""
@@ -90,7 +89,9 @@ class StreamedModel:
             head_VH = twin.embedding
         return Head(norm_H, head_VH, self.spec.rms_norm_eps)
 
-    def _load(self, index: int) -> DecoderLayer:
+    def decoder_layer(self, index: int) -> DecoderLayer:
+        """A decoder layer with its weights, for its steps one by one; `rotary` has its tables."""
+        self._prefetch(index + 1)
         prefix, linears = layer_prefix(index), linear_shapes(self.spec, index)
         tensors: dict[str, Tensor] = {}
         inputs: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -121,7 +122,8 @@ class StreamedModel:
     def _tensor(self, stored: Tensor) -> Tensor:
         return stored.to(self.device).to(self.dtype)
 
-    def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions of a sequence, see `rotary_tables`."""
         if length not in self._tables:
             cos_SR, sin_SR = rotary_tables(self.spec, length, self.dtype)
             self._tables[length] = cos_SR.to(self.device), sin_SR.to(self.device)

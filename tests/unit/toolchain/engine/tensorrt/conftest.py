@@ -78,6 +78,8 @@ def cut_ranks(source: Path, out: Path, tp: int, pp: int, *, ep: int = 1) -> Path
         "position_embedding_type": "rope_gpt_neox",
         "rotary_base": rope.get("rope_theta", 10000.0),
         "qk_layernorm": "Qwen3" in hf["architectures"][0],
+        "attn_bias": hf.get("attention_bias", hf.get("qkv_bias", "Qwen2" in hf["architectures"][0])),
+        "mlp_bias": hf.get("mlp_bias", False),
         "use_parallel_embedding": True,
         "embedding_sharding_dim": 0,
         "head_size": hf.get("head_dim", 16),
@@ -139,6 +141,8 @@ def _rank(
                 parts = [rows(own[names[0]]), keys(own[names[1]]), keys(own[names[2]])]
                 yield f"{prefix}attention.qkv.{kind}", torch.cat(parts)
         yield f"{prefix}attention.dense.weight", columns(own["self_attn.o_proj.weight"])
+        if "self_attn.o_proj.bias" in own:
+            yield f"{prefix}attention.dense.bias", own["self_attn.o_proj.bias"]
         for which in "qk":
             if f"self_attn.{which}_norm.weight" in own:
                 yield f"{prefix}attention.{which}_layernorm.weight", own[f"self_attn.{which}_norm.weight"]
@@ -147,6 +151,10 @@ def _rank(
             yield f"{prefix}{dense}fc.weight", rows(own[f"{dense}gate_proj.weight"])
             yield f"{prefix}{dense}gate.weight", rows(own[f"{dense}up_proj.weight"])
             yield f"{prefix}{dense}proj.weight", columns(own[f"{dense}down_proj.weight"])
+        if "mlp.up_proj.bias" in own:
+            yield f"{prefix}mlp.fc.bias", rows(own["mlp.gate_proj.bias"])
+            yield f"{prefix}mlp.gate.bias", rows(own["mlp.up_proj.bias"])
+            yield f"{prefix}mlp.proj.bias", own["mlp.down_proj.bias"]
         if not count:
             continue
         mixtral = "block_sparse_moe.gate.weight" in own
