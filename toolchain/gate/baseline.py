@@ -83,20 +83,16 @@ def make_baseline(
 ) -> Baseline:
     """Run the model in `source_dir` over the text, one decoder layer in memory at a time.
 
+    Of a source that is quantized itself, what its codes stand for is the reference: no activation is rounded.
+
     Raises:
-        ModelError: the model is damaged, or quantized itself; its hidden states are NaN or infinite.
+        ModelError: the model is damaged, or its hidden states are NaN or infinite.
         ToolchainError: the device is not there.
     """
     progress = progress or Silent()
     chosen = choose_device(device)
-    model = StreamedModel(source_dir, device=chosen)
+    model = StreamedModel(source_dir, device=chosen, simulate=False)
     spec = model.spec
-    if spec.quantization is not None:
-        raise ModelError(
-            "the source model is quantized itself",
-            where=str(source_dir / "config.json"),
-            fix="compare with the model that the checkpoint was made from",
-        )
     low = _LOW.get(model.checkpoint.checkpoint.dtype(EMBEDDING))
     progress.start("baseline", spec.num_hidden_layers * (1 if low is None else 2) + 1, "steps")
     hidden = model.enter(windows.tokens)
@@ -129,7 +125,7 @@ def _floor(
 ) -> Floor:
     """The model computing in `dtype` beside itself computing in float32, on the first windows."""
     few = Windows(windows.tokens[:FLOOR_WINDOWS], windows.stride)
-    model = StreamedModel(source_dir, device=device, dtype=dtype)
+    model = StreamedModel(source_dir, device=device, dtype=dtype, simulate=False)
     hidden = model.enter(few.tokens)
     for index in range(model.spec.num_hidden_layers):
         run_layer(model.layer(index), hidden)

@@ -82,6 +82,11 @@ def has_smoke(recipe: Recipe) -> bool:
     return recipe.gates.smoke is not None and flavour(recipe.engine.flavour).answers_here
 
 
+def simulates(recipe: Recipe) -> bool:
+    """Whether the recipe's engine rounds activations and KV cache as the scheme says; openvino's does not."""
+    return recipe.engine.flavour != "openvino"
+
+
 def gate_stages(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> list[Stage]:
     """The measurement that the recipe's gates judge; nothing where no gate needs one."""
     if not has_gate(recipe):
@@ -99,13 +104,17 @@ def gate_stages(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> 
         for name, text in measured.items()
     }
     commits = {name: commit for name in measured if (commit := texts[name].commit) is not None}
-    config: dict[str, Any] = {"device": device_type(device), "texts": list(measured)}
+    config: dict[str, Any] = {
+        "device": device_type(device),
+        "texts": list(measured),
+        "simulate": simulates(recipe),
+    }
     if smoke is not None and not has_smoke(recipe):
         config["smoke"] = _smoke_config(smoke)
     return [
         Stage(
             name="gate",
-            version=2,
+            version=3,
             run=partial(_run_gate, commits=commits),  # recorded, but no part of the key: see text_config
             inputs=("quantize",),
             sources={"model": Source(model, MODEL_FILES)},
@@ -129,6 +138,7 @@ def _run_gate(context: StageContext, commits: Mapping[str, str]) -> None:
             checkpoint,
             Baseline.load(context.inputs[name]),
             device=config["device"],
+            simulate=config["simulate"],
             progress=context.progress,
         )
         for name in config["texts"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from toolchain.engine import flavour
 from toolchain.pipeline.conversion import convert_stages
-from toolchain.pipeline.gates import baseline_stage, gate_stages, smoke_stages
+from toolchain.pipeline.gates import baseline_stage, gate_stages, simulates, smoke_stages
 from toolchain.pipeline.quantization import quantize_config
 from toolchain.pipeline.stage import MODEL_FILES, Source, Stage, StageContext, versions
 from toolchain.pipeline.texts import CALIBRATION, read_text, text_config, text_source
@@ -129,6 +129,7 @@ def _quantize(recipe: Recipe, model: Path, texts: Mapping[str, TextFiles]) -> St
     if "kl" in texts and quant.search is not None and quant.search.max_kl is not None:
         held_out = recipe.gates.kl
         assert held_out is not None  # the recipe's rules see to it
+        config["simulate"] = simulates(recipe)
         measured["baseline"] = baseline_stage(
             model,
             texts["kl"],
@@ -190,8 +191,8 @@ def _divergence(context: StageContext, checkpoint: Path) -> float:
     from toolchain.gate.evaluate import evaluate
 
     baseline = Baseline.load(context.inputs["baseline"])
-    device = context.config["device"]
-    return evaluate(context.inputs["model"], checkpoint, baseline, device=device).kl
+    device, simulate = context.config["device"], context.config["simulate"]
+    return evaluate(context.inputs["model"], checkpoint, baseline, device=device, simulate=simulate).kl
 
 
 def _engine(recipe: Recipe) -> Stage:

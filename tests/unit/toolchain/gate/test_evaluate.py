@@ -301,8 +301,16 @@ def test_a_checkpoint_of_another_model_is_refused(
     source, other = save_model(), save_model(num_hidden_layers=2, intermediate_size=128)
     with pytest.raises(ModelError, match="differ in intermediate_size, num_hidden_layers"):
         measure(source, quantized(other), windows())
-    with pytest.raises(ModelError, match="the source model is quantized itself"):
-        measure(quantized(source), source, windows())
+
+
+def test_a_quantized_source_is_what_its_codes_stand_for(
+    save_model: Callable[..., Path], quantized: Callable[[Path], Path]
+) -> None:
+    source = save_model()
+    checkpoint = quantized(source)
+    itself, back = measure(checkpoint, checkpoint, windows()), measure(checkpoint, source, windows())
+    assert (itself.kl, itself.increase, itself.top1) == (pytest.approx(0, abs=1e-9), 0, 1)
+    assert back.source_perplexity == measure(source, checkpoint, windows()).quantized_perplexity
 
 
 def test_figures_survive_json(save_model: Callable[..., Path], quantized: Callable[[Path], Path]) -> None:
