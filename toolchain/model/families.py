@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from toolchain.model.spec import ModelSpec
 
@@ -171,6 +172,7 @@ def active_width(spec: ModelSpec) -> int:
     return sparse if all(moe.sparse_layers) else max(sparse, spec.intermediate_size)
 
 
+@lru_cache(maxsize=4096)
 def linear_kind(module: str) -> str:
     """The name of a linear or of its tensor, with * for the number of an expert."""
     return _EXPERT_NUMBER.sub("*", module)

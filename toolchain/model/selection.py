@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from toolchain.errors import LlmbuildError, QuantizeError
-from toolchain.model.families import layer_prefix, linear_shapes, routers
+from toolchain.model.families import layer_examples, layer_prefix, linear_shapes, routers
 from toolchain.model.spec import ModelSpec
 
 ALWAYS_EXCLUDED = ("lm_head", "model.embed_tokens")
@@ -19,9 +19,14 @@ T = TypeVar("T")
 
 def modules(spec: ModelSpec) -> tuple[list[str], list[str]]:
     """Full names: what is never quantized, `ALWAYS_EXCLUDED` and the routers; and all linears."""
-    layers = range(spec.num_hidden_layers)
-    gates = [layer_prefix(layer) + name for layer in layers for name in routers(spec, layer)]
-    linears = [layer_prefix(layer) + name for layer in layers for name in linear_shapes(spec, layer)]
+    kinds = {spec.is_sparse(layer): layer for layer in layer_examples(spec)}
+    gates_of = {kind: routers(spec, layer) for kind, layer in kinds.items()}
+    linears_of = {kind: linear_shapes(spec, layer) for kind, layer in kinds.items()}
+    gates, linears = [], []
+    for layer in range(spec.num_hidden_layers):
+        kind, prefix = spec.is_sparse(layer), layer_prefix(layer)
+        gates += [prefix + name for name in gates_of[kind]]
+        linears += [prefix + name for name in linears_of[kind]]
     return [*ALWAYS_EXCLUDED, *gates], linears
 
 

@@ -69,6 +69,7 @@ def build_recipe(
 ) -> Built:
     """Build `recipe` and leave `out`/NAME, which links into the store.
 
+    What the recipe leaves `auto` is built as the plan decides; the artifact's recipe says how.
     Everything that can be known beforehand is checked first: stage names, the plan, the tools, the
     calibration and held-out texts, the place of the artifact. A build that stops early (`until`) leaves an
     artifact of the stages it has.
@@ -90,7 +91,12 @@ def build_recipe(
                 f"the recipe has no gate that needs a stage {name}",
                 fix=f"add gates.{gate} to the recipe (`llmbuild explain gates.{gate}`)",
             )
-    make_plan(recipe).check()
+    plan = make_plan(recipe)
+    plan.check()
+    recipe, progress = plan.resolved, progress or Silent()
+    if plan.choices:
+        best = plan.choices[0]
+        progress.note(f"auto: {best.method}, tensor {best.tensor} x pipeline {best.pipeline} ({best.reason})")
     missing = missing_tools(recipe, until)
     if missing:
         raise combined(missing)
@@ -98,7 +104,6 @@ def build_recipe(
     texts = _find_texts(recipe, until)
     _require_writable(out)
     require_replaceable(out / recipe.name)
-    progress = progress or Silent()
     model, revision = fetch_model(recipe.model.source, recipe.model.revision)
     with store or Store.open() as opened:
         stages = build_stages(recipe, model, revision, texts)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def rank_layout(recipe: Recipe) -> RankLayout:
-    """How the recipe wants the model cut."""
-    return RankLayout(**recipe.parallelism.model_dump())
+    """How the recipe, without `auto`, wants the model cut."""
+    return RankLayout(**recipe.parallelism.model_dump(exclude={"gpus"}))
 
 
 def convert_stages(recipe: Recipe, model: Path) -> list[Stage]:

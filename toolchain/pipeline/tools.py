@@ -82,8 +82,8 @@ def examine() -> list[Finding]:
 
 
 def _memory() -> Finding:
+    from toolchain.plan.device import host_memory
     from toolchain.plan.memory import human_bytes
-    from toolchain.plan.plan import host_memory
 
     return Finding("memory", True, f"{human_bytes(host_memory())}, {os.cpu_count()} CPUs", "")
 

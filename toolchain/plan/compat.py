@@ -6,58 +6,65 @@ from typing import TYPE_CHECKING
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError
-from toolchain.model.families import linear_kind, linear_kinds, mlp_widths
+from toolchain.model.families import mlp_widths
 from toolchain.model.spec import ModelSpec
-from toolchain.plan.quantization import Storage, defaults, storages
+from toolchain.plan.quantization import Storage
 
 if TYPE_CHECKING:
-    from toolchain.recipe.quantization import Quantization
+    from toolchain.plan.stored import PlannedWeights
+    from toolchain.recipe.engine import Parallelism
 
 
 def parallel_problems(
-    spec: ModelSpec, quant: Quantization, flavour: str, tensor: int, pipeline: int
+    spec: ModelSpec, weights: PlannedWeights, flavour: str, split: Parallelism
 ) -> list[PlanError]:
-    """Why `spec` cannot be split tensor x pipeline ways; empty when it can.
+    """Why `spec` cannot be split as the recipe, without `auto`, says; empty when it can.
 
     TensorRT-LLM's rules: query heads divide by `tensor`; KV heads divide by it or it by them; the MLP
     divides; a pipeline stage has at least one layer. Group-wise int4 linears are padded at load to a
     multiple of max(64, group) x tensor (128 for W4A8), and a stored checkpoint cannot be padded.
     """
     problems = []
+    tensor, pipeline = split.tp_size, split.pp_size
+    experts = split.moe_expert or (tensor // split.moe_tensor if split.moe_tensor else 1)
     heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
     if heads % tensor:
         problems.append(_split_error("attention heads", heads, "parallelism.tensor", tensor))
     if kv_heads % tensor and tensor % kv_heads:
         problems.append(_split_error("KV heads", kv_heads, "parallelism.tensor", tensor))
+    if spec.moe is not None and spec.moe.num_experts % experts:
+        problems.append(_split_error("experts", spec.moe.num_experts, "parallelism.moe_expert", experts))
+    routed = "intermediate_size" if spec.family == "mixtral" else "moe_intermediate_size"
     for field, width in mlp_widths(spec).items():
-        if width % tensor:
-            problems.append(_split_error(field, width, "parallelism.tensor", tensor))
+        ways = tensor // experts if spec.moe is not None and field == routed else tensor
+        if width % ways:
+            problems.append(_split_error(field, width, "parallelism.tensor", ways))
     if pipeline > spec.num_hidden_layers:
         problems.append(_split_error("layers", spec.num_hidden_layers, "parallelism.pipeline", pipeline))
     if flavour != "openvino":
-        problems += _padding_problems(spec, quant, tensor)
+        problems += _padding_problems(weights, tensor)
     return problems
 
 
-def _padding_problems(spec: ModelSpec, quant: Quantization, tensor: int) -> list[PlanError]:
-    kinds = linear_kinds(spec)
-    blocks: dict[str, tuple[int, Storage]] = {}  # the largest of each kind of linear
-    for method in defaults(quant):
-        for name, own in storages(spec, quant, method).items():
-            if load_table("formats")[own.method]["group"] == "recipe":
+def _padding_problems(weights: PlannedWeights, tensor: int) -> list[PlanError]:
+    formats = load_table("formats")
+    blocks: dict[tuple[str, tuple[int, int]], tuple[int, Storage]] = {}  # the largest of each kind of linear
+    patterns = {id(pattern): pattern for layers in weights.searched for pattern in layers}
+    for pattern in patterns.values():
+        for kind, shape, own in pattern.linears:
+            if formats[own.method]["group"] == "recipe":
                 block = max(128 if own.method == "w4a8_awq" else 64, own.group_size) * tensor
-                kind = linear_kind(name.split(".", 3)[3])
-                blocks[kind] = max(blocks.get(kind, (0, own)), (block, own))
+                blocks[kind, shape] = max(blocks.get((kind, shape), (0, own)), (block, own))
     return [
         PlanError(
-            f"{kind} is {kinds[kind][0]} x {kinds[kind][1]}: {own.method} with group size {own.group_size} "
+            f"{kind} is {shape[0]} x {shape[1]}: {own.method} with group size {own.group_size} "
             f"needs multiples of {block} at tensor parallelism {tensor}",
             where="quantization.group_size",
             why="TensorRT-LLM pads group-wise int4 linears at load, which a stored checkpoint cannot follow",
             fix="lower parallelism.tensor or quantization.group_size, use method fp8, or exclude the linear",
         )
-        for kind, (block, own) in blocks.items()
-        if any(size % block for size in kinds[kind])
+        for (kind, shape), (block, own) in blocks.items()
+        if any(size % block for size in shape)
     ]
 
 

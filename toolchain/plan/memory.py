@@ -1,4 +1,4 @@
-"""Bytes: weights by format and rank, KV cache per token, and how many tokens fit.
+"""Bytes: weights by format, KV cache by element type, and what quantizing takes.
 
 Pure arithmetic on a `ModelSpec` and a few plain values; nothing here reads weights or devices.
 """
@@ -6,6 +6,7 @@ Pure arithmetic on a `ModelSpec` and a few plain values; nothing here reads weig
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,13 +14,11 @@ from types import MappingProxyType
 
 from toolchain.data import load_table
 from toolchain.model.families import (
-    expected_tensors,
     layer_examples,
     layer_prefix,
     layer_tensors,
     linear_shapes,
     mlp_widths,
-    optional_tensors,
 )
 from toolchain.model.spec import ModelSpec
 from toolchain.plan.quantization import Storage
@@ -80,16 +79,16 @@ def weight_bytes(
     """
     element, default = DTYPE_BYTES[spec.dtype], Storage(method, group_size)
     linears, other = [], []
+    kinds = {spec.is_sparse(layer): _layer_shapes(spec, layer) for layer in layer_examples(spec)}
     for layer in range(spec.num_hidden_layers):
-        shapes, tensors = linear_shapes(spec, layer), layer_tensors(spec, layer)
+        (shapes, unquantized), prefix = kinds[spec.is_sparse(layer)], layer_prefix(layer)
         linears.append(
             sum(
-                linear_bytes(shape, element, others.get(layer_prefix(layer) + name, default))
+                linear_bytes(shape, element, others.get(prefix + name, default))
                 for name, shape in shapes.items()
             )
         )
-        whole = sum(math.prod(shape) for shape in tensors.values())
-        other.append(element * (whole - sum(math.prod(shape) for shape in shapes.values())))
+        other.append(element * unquantized)
     table = spec.vocab_size * spec.hidden_size * element
     return WeightBytes(
         embedding=table,
@@ -98,6 +97,13 @@ def weight_bytes(
         other=tuple(other),
         final_norm=spec.hidden_size * element,
     )
+
+
+def _layer_shapes(spec: ModelSpec, layer: int) -> tuple[dict[str, tuple[int, int]], int]:
+    """The shapes of a layer's linears, and the elements of everything else in it."""
+    shapes = linear_shapes(spec, layer)
+    whole = sum(math.prod(shape) for shape in layer_tensors(spec, layer).values())
+    return shapes, whole - sum(math.prod(shape) for shape in shapes.values())
 
 
 @cache
@@ -136,54 +142,31 @@ class MethodBytes:
 def bytes_by_method(spec: ModelSpec, assigned: Mapping[str, Storage]) -> dict[str, MethodBytes]:
     """What each method has of the linears that `assigned` names in full."""
     element = DTYPE_BYTES[spec.dtype]
-    found: dict[str, MethodBytes] = {}
+    kinds = {spec.is_sparse(layer): linear_shapes(spec, layer) for layer in layer_examples(spec)}
+    alike: Counter[tuple[tuple[int, int], Storage]] = Counter()
     for layer in range(spec.num_hidden_layers):
-        for name, shape in linear_shapes(spec, layer).items():
-            own = assigned[layer_prefix(layer) + name]
-            sofar = found.get(own.method, MethodBytes(0, 0, 0))
-            found[own.method] = MethodBytes(
-                sofar.linears + 1,
-                sofar.weights + math.prod(shape),
-                sofar.stored + linear_bytes(shape, element, own),
-            )
+        prefix = layer_prefix(layer)
+        for name, shape in kinds[spec.is_sparse(layer)].items():
+            alike[shape, assigned[prefix + name]] += 1
+    found: dict[str, MethodBytes] = {}
+    for (shape, own), count in alike.items():
+        sofar = found.get(own.method, MethodBytes(0, 0, 0))
+        found[own.method] = MethodBytes(
+            sofar.linears + count,
+            sofar.weights + count * math.prod(shape),
+            sofar.stored + count * linear_bytes(shape, element, own),
+        )
     return found
-
-
-def rank_weight_bytes(spec: ModelSpec, weights: WeightBytes, tensor: int, pipeline: int) -> int:
-    """Bytes on the fullest rank of a tensor x pipeline split.
-
-    Linears (every expert's too), embedding and head are divided by `tensor`, the rest is on each rank; the
-    first `num_layers mod pipeline` stages hold one layer more; the first stage holds the embedding, the last
-    the head.
-    """
-    layers, longer = divmod(spec.num_hidden_layers, pipeline)
-    fullest, begin = 0.0, 0
-    for stage in range(pipeline):
-        end = begin + layers + (stage < longer)
-        split, whole = sum(weights.linears[begin:end]), sum(weights.other[begin:end])
-        if stage == 0:
-            split += weights.embedding
-        if stage == pipeline - 1:
-            split, whole = split + weights.head, whole + weights.final_norm
-        fullest, begin = max(fullest, split / tensor + whole), end
-    return int(fullest)
 
 
 def linear_count(spec: ModelSpec) -> int:
     """Elements of the linears of all decoder layers."""
-    layers = range(spec.num_hidden_layers)
-    return sum(math.prod(shape) for layer in layers for shape in linear_shapes(spec, layer).values())
-
-
-def kv_bytes_per_token(spec: ModelSpec, kv_dtype: str, tensor: int = 1, pipeline: int = 1) -> float:
-    """KV-cache bytes of one token on the fullest rank: 2 x layers x KV heads x head_dim x element size.
-
-    GQA counts KV heads, not query heads. Under tensor parallelism each rank holds `kv_heads / tensor` of
-    them, and at least one: beyond that heads are duplicated.
-    """
-    heads = max(1, spec.num_key_value_heads // tensor)
-    layers = math.ceil(spec.num_hidden_layers / pipeline)
-    return layers * heads * KV_DTYPE_BYTES[kv_dtype](spec.head_dim)
+    kinds = {spec.is_sparse(layer): layer for layer in layer_examples(spec)}
+    counts = {
+        kind: sum(math.prod(shape) for shape in linear_shapes(spec, layer).values())
+        for kind, layer in kinds.items()
+    }
+    return sum(counts[spec.is_sparse(layer)] for layer in range(spec.num_hidden_layers))
 
 
 def quantize_peak_bytes(
@@ -218,14 +201,17 @@ def _layer_peak_bytes(spec: ModelSpec, methods: Collection[str], layer: int) -> 
     if spec.moe is None or not spec.is_sparse(layer):
         return 4 * 2 * held
     others = (spec.moe.num_experts - 1) * 3 * spec.hidden_size * spec.moe.moe_intermediate_size
-    done = max(weight_bytes(spec, method).linears[layer] for method in methods or ("none",))
+    element, shapes = DTYPE_BYTES[spec.dtype], linear_shapes(spec, layer).values()
+    done = max(
+        sum(linear_bytes(shape, element, Storage(method)) for shape in shapes)
+        for method in methods or ("none",)
+    )
     return 4 * 2 * (held - others) + done
 
 
 def parameter_count(spec: ModelSpec) -> int:
     """Parameters, a tied table counted once."""
-    tied = optional_tensors(spec)
-    return sum(math.prod(shape) for name, shape in expected_tensors(spec).items() if name not in tied)
+    return weight_bytes(spec).total // DTYPE_BYTES[spec.dtype]
 
 
 def human_bytes(count: float) -> str:

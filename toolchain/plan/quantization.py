@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError
-from toolchain.model.families import layer_prefix, linear_groups, linear_kind, linear_kinds
+from toolchain.model.families import layer_examples, layer_prefix, linear_groups, linear_kind, linear_kinds
 from toolchain.model.selection import choose
 from toolchain.model.spec import ModelSpec
 
@@ -31,13 +33,16 @@ class Storage(NamedTuple):
 PLAIN = Storage("none")
 
 
-def storages(spec: ModelSpec, quant: Quantization, method: str) -> dict[str, Storage]:
+@lru_cache(maxsize=32)
+def storages(spec: ModelSpec, quant: Quantization, method: str) -> Mapping[str, Storage]:
     """The storage of every linear by full name; `method` is that of linears which no override names.
+
+    Asked for again and again while one recipe is planned; the answer is read-only.
 
     Raises:
         PlanError: a pattern that matches no linear, or names what is never quantized.
     """
-    return choose(
+    chosen = choose(
         spec,
         Storage(method, quant.group_size),
         PLAIN,
@@ -48,6 +53,7 @@ def storages(spec: ModelSpec, quant: Quantization, method: str) -> dict[str, Sto
         ],
         PlanError,
     )
+    return MappingProxyType(chosen)
 
 
 def defaults(quant: Quantization) -> tuple[str, ...]:
@@ -119,7 +125,7 @@ def _source_problems(spec: ModelSpec, quant: Quantization) -> list[PlanError]:
     ]
 
 
-def _group_problems(spec: ModelSpec, found: list[dict[str, Storage]]) -> list[PlanError]:
+def _group_problems(spec: ModelSpec, found: Sequence[Mapping[str, Storage]]) -> list[PlanError]:
     """One error that names every kind of linear whose input channels the groups do not divide."""
     shapes = linear_kinds(spec)
     wrong: dict[str, None] = {}
@@ -142,16 +148,17 @@ def _group_problems(spec: ModelSpec, found: list[dict[str, Storage]]) -> list[Pl
 
 def _fused_problems(spec: ModelSpec, assigned: Mapping[str, Storage]) -> list[PlanError]:
     """Linears that GPU runtimes compute as one, and that are to be stored in several ways."""
+    together: dict[bool, dict[str, list[str]]] = {}
+    for layer in layer_examples(spec):
+        fused = together.setdefault(spec.is_sparse(layer), {})
+        for group in linear_groups(spec, layer):
+            what = "the experts" if group.expert is not None else " and ".join(group.members)
+            fused.setdefault(what, []).extend(group.members)
     split: dict[str, None] = {}
     for layer in range(spec.num_hidden_layers):
-        together: dict[str, list[str]] = {}
-        for group in linear_groups(spec, layer):
-            members = [f"{layer_prefix(layer)}{name}" for name in group.members]
-            together.setdefault(
-                "the experts" if group.expert is not None else " and ".join(group.members), []
-            ).extend(members)
-        for what, members in together.items():
-            if len({assigned[name] for name in members}) > 1:
+        prefix = layer_prefix(layer)
+        for what, members in together[spec.is_sparse(layer)].items():
+            if len({assigned[prefix + name] for name in members}) > 1:
                 split[what] = None
     if not split:
         return []

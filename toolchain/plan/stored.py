@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from toolchain.errors import PlanError
-from toolchain.model.families import layer_prefix, linear_shapes
+from toolchain.model.families import layer_examples, layer_prefix, linear_kind, linear_shapes
+from toolchain.model.selection import modules
 from toolchain.model.spec import ModelSpec
 from toolchain.plan import memory
 from toolchain.plan.memory import MethodBytes, WeightBytes
-from toolchain.plan.quantization import Storage, defaults, published_storage, storages
+from toolchain.plan.quantization import (
+    Storage,
+    defaults,
+    published_storage,
+    quantization_problems,
+    storages,
+)
 from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
@@ -70,17 +79,87 @@ def quantized_bytes(
     return replace(largest, linears=linears), {}
 
 
-def planned_storages(spec: ModelSpec, quant: Quantization) -> dict[str, Storage]:
-    """How each linear will be stored, by full name; under a search, as its largest candidate would."""
-    if not quant.methods:
-        own = published_storage(spec.quantization)
-        return {
-            layer_prefix(layer) + name: own
-            for layer in range(spec.num_hidden_layers)
-            for name in linear_shapes(spec, layer)
-        }
-    choices = [storages(spec, quant, method) for method in defaults(quant)]
-    return max(choices, key=lambda choice: memory.weight_bytes(spec, others=choice).total)
+@dataclass(frozen=True)
+class LayerPattern:
+    """How a decoder layer stores its linears: (kind, shape [out, in], storage) -> how many."""
+
+    sparse: bool
+    linears: Mapping[tuple[str, tuple[int, int], Storage], int]
+
+
+@dataclass(frozen=True)
+class PlannedWeights:
+    """The weights that a recipe's quantization makes of a model, whatever they are split over.
+
+    Args:
+        source, stored: bytes before and after quantization, on disk.
+        by_method: the linears of each method; empty where nothing is quantized or a search will decide.
+        assigned: how each linear is stored, by full name; under a search, as its largest candidate would.
+        layers: the same, layer by layer.
+        searched: that of each candidate of a search; without one of the only one.
+        scale: bytes of the linears in `stored` over those of `assigned`: below 1 where a search has a budget.
+        problems: why it cannot be; empty when it can.
+        notes: what a user should know.
+    """
+
+    source: WeightBytes
+    stored: WeightBytes
+    by_method: Mapping[str, MethodBytes]
+    assigned: Mapping[str, Storage]
+    layers: Sequence[LayerPattern]
+    searched: Sequence[Sequence[LayerPattern]]
+    scale: float
+    problems: Sequence[PlanError]
+    notes: Sequence[str]
+
+
+@lru_cache(maxsize=32)
+def planned_weights(spec: ModelSpec, quant: Quantization, flavour: str) -> PlannedWeights:
+    """The weights of `spec` by the recipe's section; kept, as a plan with `auto` asks once for each split."""
+    notes: list[str] = []
+    source = memory.weight_bytes(spec, *published_storage(spec.quantization))
+    stored, by_method = source, dict[str, MethodBytes]()
+    choices: list[Mapping[str, Storage]] = [
+        dict.fromkeys(modules(spec)[1], published_storage(spec.quantization))
+    ]
+    problems: list[PlanError] = []
+    try:
+        problems += quantization_problems(spec, quant, flavour)
+        if quant.methods:
+            stored, by_method = quantized_bytes(spec, quant, notes)
+            choices = [storages(spec, quant, method) for method in defaults(quant)]
+    except PlanError as error:  # a pattern that means nothing: no linear's method is known
+        problems.append(error)
+    full = [memory.weight_bytes(spec, others=choice).layer_linears for choice in choices]
+    largest = full.index(max(full))
+    searched = [layer_patterns(spec, choice) for choice in choices]
+    return PlannedWeights(
+        source=source,
+        stored=stored,
+        by_method=by_method,
+        assigned=choices[largest],
+        layers=searched[largest],
+        searched=searched,
+        scale=stored.layer_linears / full[largest],
+        problems=problems,
+        notes=notes,
+    )
+
+
+def layer_patterns(spec: ModelSpec, assigned: Mapping[str, Storage]) -> list[LayerPattern]:
+    """How each layer stores its linears. Layers that do so alike share one object."""
+    shapes = {spec.is_sparse(layer): linear_shapes(spec, layer) for layer in layer_examples(spec)}
+    known: dict[tuple[bool, tuple[Storage, ...]], LayerPattern] = {}
+    found = []
+    for layer in range(spec.num_hidden_layers):
+        sparse, prefix = spec.is_sparse(layer), layer_prefix(layer)
+        own = tuple(assigned[prefix + name] for name in shapes[sparse])
+        if (sparse, own) not in known:
+            kinds = map(linear_kind, shapes[sparse])
+            linears = Counter(zip(kinds, shapes[sparse].values(), own, strict=True))
+            known[sparse, own] = LayerPattern(sparse, linears)
+        found.append(known[sparse, own])
+    return found
 
 
 def _share(spec: ModelSpec, assigned: Mapping[str, Storage], fixed: Set[str]) -> tuple[int, int]:

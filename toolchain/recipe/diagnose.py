@@ -54,7 +54,18 @@ def _validate(data: Any) -> tuple[Recipe | None, list[ErrorDetails]]:
     try:
         return Recipe.model_validate(data), []
     except ValidationError as error:
-        return None, error.errors(include_url=False, include_context=False)
+        return None, _one_a_field(error.errors(include_url=False, include_context=False))
+
+
+def _one_a_field(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors at the fields that they are about: a union has one for each form, a step below its field."""
+    found: dict[KeyPath, ErrorDetails] = {}
+    for error in errors:
+        path = error["loc"]
+        while error["type"] != "extra_forbidden" and fragment_at(path) is None:
+            path = path[:-1]
+        found.setdefault(path, {**error, "loc": path})
+    return list(found.values())
 
 
 def _valid_part(data: Any, bad: set[KeyPath]) -> Recipe | None:

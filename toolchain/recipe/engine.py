@@ -17,24 +17,26 @@ MAX_TOKENS = 16_777_216
 """No published context, batch or cache comes near this; a larger number is a slip of the keyboard."""
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Ways = Annotated[int, Field(ge=1, le=64)] | Literal["auto"]
 
 
 class Parallelism(Section):
     """Over how many GPUs one copy of the model is spread."""
 
-    tensor: int = Field(
+    tensor: Ways = Field(
         default=1,
-        ge=1,
-        le=64,
         description="GPUs that share every layer (tensor_parallel). Use within one node with NVLink, and "
-        "only when the model does not fit one GPU or latency demands it.",
+        "only when the model does not fit one GPU or latency demands it. auto: as `plan` advises; the build "
+        "records the number.",
     )
-    pipeline: int = Field(
+    pipeline: Ways = Field(
         default=1,
-        ge=1,
-        le=64,
         description="Groups of layers on different GPUs (pipeline_parallel). Use across nodes or without "
-        "a fast link.",
+        "a fast link. auto: as for tensor.",
+    )
+    gpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="GPUs that there are; what auto may spread a copy over. null: those of one node.",
     )
     moe_tensor: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None,
@@ -57,9 +59,25 @@ class Parallelism(Section):
     )
 
     @property
+    def tp_size(self) -> int:
+        """`tensor`, once `auto` is resolved (`toolchain.plan.plan.make_plan` does that)."""
+        return _resolved(self.tensor, "tensor")
+
+    @property
+    def pp_size(self) -> int:
+        """`pipeline`, once `auto` is resolved."""
+        return _resolved(self.pipeline, "pipeline")
+
+    @property
     def world_size(self) -> int:
-        """Number of ranks: tensor x pipeline."""
-        return self.tensor * self.pipeline
+        """Number of ranks: tensor x pipeline, once `auto` is resolved."""
+        return self.tp_size * self.pp_size
+
+
+def _resolved(ways: int | Literal["auto"], field: str) -> int:
+    if ways == "auto":
+        raise ValueError(f"parallelism.{field} is auto: use the recipe that the plan resolved")
+    return ways
 
 
 class KvCache(Section):

@@ -25,8 +25,9 @@ def _schema() -> Fragment:
 def fragment_at(path: tuple[str | int, ...]) -> Fragment | None:
     """The JSON Schema of the field at `path` with references resolved, or None where there is no such field.
 
-    A nullable field gives its other form plus `"nullable": True`. The fields of a list's items may be
-    named without an index, as in `quantization.overrides.method`.
+    A nullable field gives its other form plus `"nullable": True`, and one that takes a word in place of its
+    value that form plus `"words": [...]`. The fields of a list's items may be named without an index, as in
+    `quantization.overrides.method`.
     """
     fragment: Fragment | None = _resolve(_schema())
     for step in path:
@@ -41,9 +42,13 @@ def fragment_at(path: tuple[str | int, ...]) -> Fragment | None:
 
 
 def _resolve(fragment: Fragment) -> Fragment:
-    for form in fragment.get("anyOf", ()):
-        if form != {"type": "null"}:
-            fragment = {**form, **fragment, "nullable": True}
+    if forms := fragment.get("anyOf"):
+        first, *others = (form for form in forms if form != {"type": "null"})
+        fragment = {**first, **fragment}
+        if others:
+            fragment["words"] = [form["const"] for form in others]
+        if {"type": "null"} in forms:
+            fragment["nullable"] = True
     if "$ref" in fragment:
         target = _schema()["$defs"][fragment["$ref"].rsplit("/", 1)[1]]
         fragment = {**target, **fragment}
@@ -52,7 +57,8 @@ def _resolve(fragment: Fragment) -> Fragment:
 
 def expectation(fragment: Fragment) -> str:
     """What a field accepts, as in "a whole number from 1 to 64, or null"."""
-    return _form(fragment) + (", or null" if fragment.get("nullable") else "")
+    others = [*fragment.get("words", ()), *(["null"] if fragment.get("nullable") else [])]
+    return _form(fragment) + (f", or {' or '.join(others)}" if others else "")
 
 
 def _form(fragment: Fragment) -> str:

@@ -73,6 +73,8 @@ def mend(path: KeyPath, fragment: Fragment, value: object, tree: Tree | None) ->
         return "write a value" if default is None else f"write {as_yaml(default)}, the default"
     if "enum" in fragment:
         return _choice(fragment["enum"], value)
+    if isinstance(value, str) and value.lower() in fragment.get("words", ()):
+        return f"write {value.lower()}"
     raw = tree.raw if isinstance(tree, Leaf) else None
     if fragment["type"] == "boolean":
         return "write true or false"

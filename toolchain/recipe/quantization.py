@@ -108,7 +108,7 @@ class Search(Section):
 class Quantization(Section):
     """How weights, and possibly activations and KV cache, are quantized."""
 
-    method: Literal[Method, "mixed"] = Field(
+    method: Literal[Method, "mixed", "auto"] = Field(
         default="none",
         description="none keeps the source precision. awq, gptq and awq_gptq store 4-bit weights and "
         "compute in 16 bits: smallest, and fastest at low concurrency. They cost the same to serve: awq "
@@ -116,7 +116,8 @@ class Quantization(Section):
         "w4a8_awq computes in fp8. fp8 and nvfp4 quantize activations too: best at high concurrency on "
         "GPUs that have them; fp8_rowwise has a scale for each output channel and each token. int8_sq is "
         "SmoothQuant for GPUs without fp8. int8_wo and int4_wo round weights to nearest, without "
-        "calibration. mixed takes the method of each group of linears from search.",
+        "calibration. mixed takes the method of each group of linears from search. auto: as `plan` advises "
+        "for the GPU and max_batch_size; the build records the method.",
     )
     group_size: GroupSize = Field(
         default=128,
@@ -203,7 +204,7 @@ class Quantization(Section):
         found: set[str] = {self.method, *(override.method for override in self.overrides)}
         if self.search is not None:
             found.update(self.search.candidates)
-        return frozenset(found - {"none", "mixed"})
+        return frozenset(found - {"none", "mixed", "auto"})
 
     @property
     def calibrates(self) -> bool:

@@ -54,7 +54,8 @@ def _calibration(quantization: Quantization) -> Iterator[Violation]:
 def _unread(quantization: Quantization) -> Iterator[Violation]:
     """Fields that say something which no method of the recipe hears."""
     methods = quantization.methods
-    if not methods:  # as with the calibration of an imported recipe, nothing is then read
+    # As with the calibration of an imported recipe, nothing is then read; or auto may choose what reads it.
+    if not methods or quantization.method == "auto":
         return
     for name, readers in READ_BY.items():
         default = Quantization.model_fields[name].default

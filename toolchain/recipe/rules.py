@@ -34,7 +34,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
     engine, flavour = recipe.engine, recipe.engine.flavour
     if flavour == "openvino":
         for axis in ("tensor", "pipeline"):
-            if getattr(recipe.parallelism, axis) > 1:
+            if getattr(recipe.parallelism, axis) not in (1, "auto"):
                 yield Violation(
                     f"parallelism.{axis}",
                     ("engine.flavour",),
@@ -75,8 +75,8 @@ def _ranks(recipe: Recipe) -> Iterator[Violation]:
                 f"remove it, or set it to {'null' if default is None else str(default).lower()}",
             )
     given = [size for size in (parallelism.moe_tensor, parallelism.moe_expert) if size is not None]
-    product = math.prod(given)
-    if (len(given) == 2 and product != parallelism.tensor) or parallelism.tensor % product:
+    product, tensor = math.prod(given), parallelism.tensor
+    if tensor != "auto" and ((len(given) == 2 and product != tensor) or tensor % product):
         yield Violation(
             f"parallelism.{'moe_tensor' if parallelism.moe_tensor is not None else 'moe_expert'}",
             ("parallelism.tensor", "parallelism.moe_tensor", "parallelism.moe_expert"),

@@ -100,6 +100,37 @@ def test_json_errors_go_to_stdout(broken):
     assert problem["where"] == f"{broken}:4:16"
 
 
+def test_plan_of_some_gpus_as_json_and_picture(tmp_path):
+    picture = tmp_path / "memory.svg"
+    options = ("--gpu", "h200x4", "--set", "parallelism.tensor=auto", "--svg", picture, "--json")
+    result = llmbuild("plan", "llama70b-int4", *options)
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert plan["parallelism"] == {"tensor": 1, "pipeline": 1, "ranks": 1}
+    assert plan["choices"][0]["reason"].startswith("fits one GPU: not sharded")
+    assert plan["kv_cache"]["sequences_fit"]["8192"] > 64
+    assert picture.read_text().startswith("<svg ")
+    assert llmbuild("plan", "llama70b-int4", "--gpu", "h20x4").exit_code == 2
+
+
+def test_plan_needs_no_torch_and_two_seconds(tmp_path):
+    code = (
+        "import sys, time; from toolchain.cli.main import app\n"
+        "try: app()\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'torch', 'transformers', 'openvino'} & set(sys.modules)\n"
+        "    print(end.code, sorted(heavy), time.process_time(), file=sys.stderr)"
+    )
+    argv = ["plan", "llama70b-int4", "--gpu", "h100x8", "--set", "parallelism.tensor=auto"]
+    argv += ["--set", "quantization.method=auto"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True, timeout=60
+    )
+    exit_code, heavy, seconds = result.stderr.strip().splitlines()[-1].rsplit(maxsplit=2)
+    assert (exit_code, heavy) == ("0", "[]")
+    assert float(seconds) < 2  # of processor time: the clock's depends on who else computes
+
+
 def test_plan_that_cannot_work_exits_with_3():
     result = llmbuild("plan", CONFIGS / "llama70b-int4.yaml", "--set", "parallelism.tensor=3")
     assert result.exit_code == 3

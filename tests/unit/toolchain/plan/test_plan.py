@@ -17,16 +17,16 @@ def test_llama_70b_int4_on_four_ranks():
     plan = planned("llama70b-int4", "engine.gpu=h100")
     assert plan.problems == []
     assert plan.parameters == 70_553_706_496  # as its model card counts them
-    assert plan.source_bytes == 2 * plan.parameters
+    assert plan.weights.source.total == 2 * plan.parameters
     # 80 layers of 855,638,016 linear weights: half a byte each, one f32 scale for 128 of them.
-    assert plan.stored_bytes == (
+    assert plan.weights.stored.total == (
         80 * 855_638_016 * (64 + 4) // 128 + 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
     )
-    assert 0.25 < plan.rank_bytes / plan.stored_bytes < 0.27
+    assert 0.25 < plan.fit.fullest.weights.total / plan.weights.stored.total < 0.27
     # GQA: 8 KV heads, two of them on each of four ranks, 2 x 80 layers x 2 x 128 elements.
     elements = 2 * 80 * 2 * 128
-    assert plan.kv_bytes_per_token == elements * {"bf16": 2, "fp8": 1}[plan.kv_dtype]
-    assert (plan.kv_tokens_fit or 0) > 100_000
+    assert plan.fit.token_bytes == elements * {"bf16": 2, "fp8": 1}[plan.fit.cache.dtype]
+    assert (plan.fit.tokens or 0) > 100_000
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
@@ -42,7 +42,7 @@ def test_bf16_does_not_fit_one_small_gpu():
         planned(
             "llama8b-fp8", "engine.gpu=l4", "quantization.method=none", "engine.max_seq_len=131072"
         ).check()
-    assert plan.rank_bytes == pytest.approx(8.03e9 * 2, rel=0.01)
+    assert plan.fit.fullest.weights.total == pytest.approx(8.03e9 * 2, rel=0.01)
 
 
 def test_fp8_has_no_kernel_on_ampere():
@@ -77,8 +77,10 @@ def test_mixtral_int4_on_two_ranks():
     linears = 32 * (8 * 3 * 4096 * 14336 + 2 * 4096 * (4096 + 1024))
     other = 2 * (32 * (8 * 4096 + 2 * 4096) + 4096)
     tables = 2 * (2 * 32000 * 4096)
-    assert plan.stored_bytes == linears * (64 + 4) // 128 + other + tables
-    assert plan.rank_bytes == (linears * (64 + 4) // 128 + tables) // 2 + other
+    assert plan.weights.stored.total == linears * (64 + 4) // 128 + other + tables
+    assert plan.fit.fullest.weights.total == (
+        (linears * (64 + 4) // 128 + tables) // 2 + other + 2 * 32 * 8 * 4096  # routers are float32 there
+    )
 
 
 def test_qwen3_moe():
@@ -109,8 +111,8 @@ def test_a_dtype_that_the_model_is_not_stored_in():
 
 
 def test_cache_that_does_not_fit_host_memory(monkeypatch):
-    monkeypatch.setattr("toolchain.plan.plan.host_memory", lambda: 8 * 2**30)
-    monkeypatch.setattr("toolchain.plan.plan._cpu_executes_bf16", lambda: True)
+    monkeypatch.setattr("toolchain.plan.device.host_memory", lambda: 8 * 2**30)
+    monkeypatch.setattr("toolchain.plan.fit.cpu_executes_bf16", lambda: True)
     with pytest.raises(PlanError, match="does not fit 8 GiB of host memory"):
         planned("mistral7b-int4-cpu", "engine.max_batch_size=256", "engine.kv_cache.max_tokens=null").check()
 
@@ -123,11 +125,13 @@ def test_overrides_are_planned_method_by_method():
     overrides = 'quantization.overrides=[{modules: "*.down_proj", method: fp8}]'
     plan = planned("llama70b-int4", "engine.gpu=h100", overrides)
     assert plan.problems == []
-    four, eight = plan.by_method["awq"], plan.by_method["fp8"]
+    four, eight = plan.weights.by_method["awq"], plan.weights.by_method["fp8"]
     assert (four.linears, eight.linears) == (80 * 6, 80)
     assert eight.stored == 80 * (8192 * 28672 + 4)
     assert four.bits == 4.25
-    assert plan.stored_bytes - four.stored - eight.stored == 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
+    assert plan.weights.stored.total - four.stored - eight.stored == 2 * (2 * 128256 * 8192) + 2 * (
+        161 * 8192
+    )
     assert plan.to_json()["methods"]["fp8"]["linears"] == 80
 
 
@@ -136,7 +140,7 @@ def test_a_search_is_planned_by_its_budget():
     plan = planned("llama70b-int4", "engine.gpu=h100", "quantization.method=mixed", search)
     assert plan.problems == []
     tables = 2 * (2 * 128256 * 8192) + 2 * (161 * 8192)
-    assert plan.stored_bytes - tables == pytest.approx(80 * 855_638_016 * 6 / 8, rel=1e-6)
+    assert plan.weights.stored.total - tables == pytest.approx(80 * 855_638_016 * 6 / 8, rel=1e-6)
     # The budget is that of the linears searched: attention in bf16 does not count.
     plain = planned(
         "llama70b-int4", "engine.gpu=h100", "quantization.method=mixed", search.replace("6}", "5}"),
@@ -145,7 +149,7 @@ def test_a_search_is_planned_by_its_budget():
     assert plain.problems == []
     attention = 2 * 8192 * 8192 + 2 * 8192 * 1024
     linears = 80 * (attention * 2 + (855_638_016 - attention) * 5 / 8)
-    assert plain.stored_bytes - tables == pytest.approx(linears, rel=1e-6)
+    assert plain.weights.stored.total - tables == pytest.approx(linears, rel=1e-6)
     with pytest.raises(PlanError, match=r"cannot be met: .* 4\.25 bits a weight"):
         planned(
             "llama70b-int4", "quantization.method=mixed", search.replace("max_bits: 6", "max_size: 30GiB")
