@@ -43,6 +43,7 @@ class StreamedModel:
     Attributes:
         spec: the model's facts.
         simulated: what was rounded so far, e.g. {"activations as FP8", "KV cache as FP8"}.
+        input_scales: the static scales of activations in the layer that was loaded last, by linear.
 
     Raises:
         ModelError: the checkpoint is damaged, or of a form that is not known.
@@ -60,6 +61,7 @@ class StreamedModel:
         self.spec = load_spec(directory)
         self.checkpoint = QuantizedCheckpoint.open(directory)
         self.simulated: set[str] = set()
+        self.input_scales: dict[str, Tensor] = {}
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     def enter(self, tokens_NS: Tensor) -> States:
@@ -95,12 +97,15 @@ class StreamedModel:
         prefix, linears = layer_prefix(index), linear_shapes(self.spec, index)
         tensors: dict[str, Tensor] = {}
         inputs: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.input_scales = {}
         for name in layer_tensors(self.spec, index):
             module = name.removesuffix(".weight")
             own = self.checkpoint.linear(prefix + module) if module in linears else None
             if not isinstance(own, QuantizedLinear):
                 tensors[name] = self._tensor(self.checkpoint.read(prefix + name) if own is None else own)
                 continue
+            if own.input_scale is not None:
+                self.input_scales[module] = own.input_scale
             own = own.to(self.device)
             tensors[name] = own.dequantize(self.dtype)
             algo = self.checkpoint.scheme.linears[prefix + module].quant_algo

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from quantize.formats.base import Part
 from toolchain.engine.tensorrt.config_checks import config_findings
+from toolchain.engine.tensorrt.expected import expected_tensors
 from toolchain.engine.tensorrt.findings import WARNING, Finding, errors
-from toolchain.engine.tensorrt.layout import rank_layout
 from toolchain.engine.tensorrt.rank import RankFile
 from toolchain.engine.tensorrt.rank_config import load_rank_config
 from toolchain.engine.tensorrt.value_checks import shared_findings, value_findings
@@ -24,14 +24,20 @@ _AGAIN = "convert the model again"
 
 
 def check_checkpoint(
-    directory: Path, *, target: str | None = None, values: bool = True, progress: Progress | None = None
+    directory: Path,
+    *,
+    target: str | None = None,
+    values: bool = True,
+    weights: bool = True,
+    progress: Progress | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with the checkpoint in `directory`; empty when nothing is.
 
     Args:
         directory: with `config.json` and the rank files.
         target: the version of TensorRT-LLM that will build the engine, if that is known.
-        values: read scales and fp8 codes too; without, only headers are read.
+        values: read what describes weights too, scales above all; without, only headers are read.
+        weights: and the weights themselves, for NaN.
         progress: is told how many ranks are done.
     """
     try:
@@ -54,7 +60,7 @@ def check_checkpoint(
         found += own
         if not errors(own):
             files.append(file)
-            found += value_findings(file) if values else ()
+            found += value_findings(file, weights=weights) if values else ()
         progress.advance()
     if values:
         found += shared_findings(files)
@@ -84,11 +90,11 @@ def _of_error(error: ModelError) -> Finding:
 
 
 def _tensor_findings(file: RankFile) -> Iterator[Finding]:
-    """Names, shapes and dtypes of a rank file against its layout."""
-    layout, stored = rank_layout(file.config, file.rank), file.checkpoint
+    """Names, shapes and dtypes of a rank file against what belongs there."""
+    expected, stored = expected_tensors(file.config, file.rank), file.checkpoint
     where = str(file.config.rank_file(file.rank))
-    known = layout.required | layout.optional
-    missing = [name for name in layout.required if name not in stored]
+    known = expected.required | expected.optional
+    missing = [name for name in expected.required if name not in stored]
     if missing:
         yield Finding(
             f"{_count(missing)} missing: {_some(missing)}",

@@ -18,12 +18,17 @@ _OF_INPUT = ("prequant_scaling_factor", "activation_scaling_factor", "smoother")
 _AGAIN = "convert the model again"
 
 
-def value_findings(file: RankFile) -> Iterator[Finding]:
-    """What is wrong with the values of a rank file whose tensors are those that belong there."""
+def value_findings(file: RankFile, *, weights: bool = True) -> Iterator[Finding]:
+    """What is wrong with the values of a rank file whose tensors are those that belong there.
+
+    Without `weights`, those of matrices are not read.
+    """
     checkpoint = file.checkpoint
     for name in checkpoint.names:
         where = f"{file.config.rank_file(file.rank)}: {name}"
         suffix = name.rpartition(".")[2]
+        if suffix == "weight" and not weights and len(checkpoint.shape(name)) > 1:
+            continue
         if is_float(checkpoint.dtype(name)):
             count = count_non_finite(checkpoint.dtype(name), checkpoint.location(name), lambda _: None)
             if count:

@@ -27,6 +27,7 @@ from toolchain.engine.tensorrt.rank import RankFile
 from toolchain.engine.tensorrt.rank_config import load_rank_config
 from toolchain.engine.tensorrt.verify.halves import channel_error
 from toolchain.engine.tensorrt.verify.reference import read_ends, read_layer
+from toolchain.engine.tensorrt.verify.scales import scale_error
 from toolchain.engine.tensorrt.verify.sharded import ShardedModel
 from toolchain.errors import LlmbuildError
 from toolchain.model.spec import ModelSpec
@@ -147,8 +148,9 @@ class _Rank:
     ) -> Tensor:
         """What leaves the layer, [S, H]."""
         layer = model.layer(index)
+        source = read_layer(self.job.work_dir, index)
         input_SH, attention_SH, mlp_SH = (
-            state.to(self.device) for state in read_layer(self.job.work_dir, index)
+            state.to(self.device) for state in (source.input, source.attention, source.mlp)
         )
         update_2SH = layer.attention(torch.stack([hidden_SH, input_SH]), rotary)
         hidden_SH = hidden_SH + update_2SH[0]
@@ -158,6 +160,7 @@ class _Rank:
         hidden_SH = hidden_SH + update_2SH[0]
         errors["mlp"] = self._error(update_2SH[1], mlp_SH)
         errors["after"] = self._error(hidden_SH, middle_SH + mlp_SH)
+        errors["scales"] = scale_error(self.job.spec, index, layer.scales, source.scales)
         if self.tells:
             self.report.send({"layer": index, "stage": self.file.stage} | errors)
         return hidden_SH

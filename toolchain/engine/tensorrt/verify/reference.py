@@ -5,6 +5,8 @@ Shapes: S tokens; H hidden_size; V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,9 +16,12 @@ from torch import Tensor
 
 from quantize.layer import linear, rms_norm
 from toolchain.engine.tensorrt.verify.halves import attention_update, mlp_update
+from toolchain.engine.tensorrt.verify.scales import CACHE
 from toolchain.gate.streamed import StreamedModel
-from toolchain.model.families import EMBEDDING
+from toolchain.model.families import EMBEDDING, layer_prefix
 from toolchain.progress import Progress
+
+_SCALE = "scale."
 
 
 @torch.inference_mode()
@@ -39,7 +44,10 @@ def write_reference(model: StreamedModel, tokens_S: Tensor, out_dir: Path, progr
         middle_1SH = hidden_1SH + attention_1SH
         mlp_1SH = mlp_update(layer, middle_1SH)
         states = {"input": hidden_1SH[0], "attention": attention_1SH[0], "mlp": mlp_1SH[0]}
-        _save(states, out_dir / f"layer{index}.safetensors")
+        scales = {f"{_SCALE}{name}": scale for name, scale in model.input_scales.items()}
+        cache = model.checkpoint.kv_scales(layer_prefix(index))
+        scales |= {f"{_SCALE}{name}": scale for name, scale in zip(CACHE, cache or (), strict=False)}
+        _save(states | scales, out_dir / f"layer{index}.safetensors")
         hidden_1SH = middle_1SH + mlp_1SH
         progress.advance()
     head = model.head()
@@ -48,10 +56,27 @@ def write_reference(model: StreamedModel, tokens_S: Tensor, out_dir: Path, progr
     _save(ends, out_dir / "ends.safetensors")
 
 
-def read_layer(directory: Path, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What enters layer `index`, and what its attention and its MLP add, float32 [S, H] each."""
-    states = load_file(directory / f"layer{index}.safetensors")
-    return states["input"], states["attention"], states["mlp"]
+@dataclass(frozen=True)
+class LayerStates:
+    """A layer of the source's run.
+
+    Args:
+        input: what enters it, float32 [S, H].
+        attention, mlp: what either half adds, float32 [S, H].
+        scales: of activations and of the cache, as in `scale_error`.
+    """
+
+    input: Tensor
+    attention: Tensor
+    mlp: Tensor
+    scales: Mapping[str, Tensor]
+
+
+def read_layer(directory: Path, index: int) -> LayerStates:
+    """Layer `index` of what `write_reference` wrote."""
+    stored = load_file(directory / f"layer{index}.safetensors")
+    scales = {name.removeprefix(_SCALE): stored[name] for name in stored if name.startswith(_SCALE)}
+    return LayerStates(stored["input"], stored["attention"], stored["mlp"], scales)
 
 
 def read_ends(directory: Path) -> dict[str, Tensor]:

@@ -14,6 +14,9 @@ LEAST_TOP1 = 0.9
 """Where all weights are the source's, the likeliest token must agree at least so often: layers that are right
 by themselves but joined wrongly agree nowhere. A tie between experts may cost a token."""
 
+SCALE_TOLERANCE = 1e-3
+"""A scale is copied; one that went through bfloat16 is off by more."""
+
 
 @dataclass(frozen=True)
 class LayerError:
@@ -23,6 +26,7 @@ class LayerError:
         layer, stage: which.
         attention, mlp: of what either half adds to the residual stream, given what it reads in the source.
         after: of the residual stream after the layer, from the ranks' own embedding on.
+        scales: of the scales of activations and cache (`scale_error`).
     """
 
     layer: int
@@ -30,6 +34,7 @@ class LayerError:
     attention: float
     mlp: float
     after: float
+    scales: float = 0.0
 
     @property
     def halves(self) -> tuple[tuple[str, float], ...]:
@@ -86,6 +91,8 @@ class Verification:
             for half, error in layer.halves:
                 if error > limit:
                     yield f"layer {layer.layer}, its {half}"
+            if layer.scales > SCALE_TOLERANCE:
+                yield f"layer {layer.layer}, its scales of activations"
         if self.head > limit:
             yield "the output layer"
 

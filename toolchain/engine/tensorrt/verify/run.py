@@ -62,7 +62,7 @@ def verify_ranks(
         BuildError: a rank's process died.
     """
     progress, started = progress or Silent(), time.monotonic()
-    found = check_checkpoint(checkpoint, values=False)
+    found = check_checkpoint(checkpoint, weights=False)
     if wrong := errors(found):
         raise ModelError(
             f"the checkpoint has {len(wrong)} error{'s' * (len(wrong) > 1)}, and cannot be run",

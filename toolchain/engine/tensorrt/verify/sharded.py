@@ -18,6 +18,7 @@ from quantize.layer import DecoderLayer, linear, rms_norm
 from quantize.linear import QuantizedLinear
 from toolchain.engine.tensorrt.rank import HEAD, LN_F, VOCAB_EMBEDDING, RankFile
 from toolchain.engine.tensorrt.verify.halves import attention_update, mlp_update
+from toolchain.engine.tensorrt.verify.scales import CACHE
 from toolchain.model.families import DENSE_MLP
 from toolchain.model.spec import ModelSpec
 
@@ -77,11 +78,20 @@ class ShardedModel:
 
 
 class ShardedLayer:
-    """One decoder layer, of which `model`'s rank has its part."""
+    """One decoder layer, of which `model`'s rank has its part.
+
+    Attributes:
+        scales: of activations by linear, and of the cache; see `scale_error`.
+    """
 
     def __init__(self, model: ShardedModel, index: int) -> None:
         self._model = model
         stored = model.file.layer(index)
+        self.scales = {
+            module: float(own.input_scale)
+            for module, own in stored.linears.items()
+            if isinstance(own, QuantizedLinear) and own.input_scale is not None
+        } | {name: float(scale) for name, scale in zip(CACHE, stored.kv_scales or (), strict=False)}
         tensors = {
             f"{module}.weight": _weight(own, model.device) for module, own in stored.linears.items()
         } | {name: tensor.to(model.device).float() for name, tensor in stored.tensors.items()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, MIXED, NVFP4, W4A8_AWQ, W4A16_AWQ
+from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, MIXED, NVFP4, W4A8_AWQ, W4A16, W4A16_AWQ
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from toolchain.engine.tensorrt.decode import SQ_PLUGINS
 from toolchain.engine.tensorrt.rank_config import PLAIN_ALGOS, RankConfig
 from toolchain.model.checkpoint import TORCH_DTYPES
-from toolchain.model.families import layer_prefix
+from toolchain.model.families import FINAL_NORM, layer_prefix, linear_groups
+from toolchain.model.spec import ModelSpec
 
 ROUNDING = 1e-4
 """For weights that are equal to the bit. float32 keeps 6e-8; sums of some thousand terms in another order
@@ -56,17 +57,18 @@ def _causes(source: QuantizedCheckpoint, config: RankConfig) -> Iterator[Toleran
         yield _of_dtype(dtype, "the source's weights are rounded to it")
     elif _stored_dtype(source) != dtype and dtype != "float32":
         yield _of_dtype(dtype, f"the source's {_stored_dtype(source)} weights are rounded to it")
-    if not plain and source.quant_algo != algo:
+    stored = W4A16_AWQ if source.quant_algo == W4A16 else source.quant_algo
+    if not plain and stored != algo:
         worst = max(_FORMAT.values()) if algo == MIXED else _FORMAT.get(algo or "", 0.13)
         yield Tolerance(
             _FORMAT_FACTOR * worst,
-            f"the ranks are {algo}, the source is {source.quant_algo or 'not quantized'}: quantizing changes "
+            f"the ranks are {algo}, the source is {stored or 'not quantized'}: quantizing changes "
             f"weights by about {worst:.0%}",
         )
-    elif algo == FP8 and _scales_differ(source):
+    elif algo in (FP8, MIXED) and _scales_differ(source, config.spec):
         yield Tolerance(
             _FORMAT_FACTOR * _FORMAT[FP8],
-            "q, k and v of the source have FP8 scales of their own, and an engine has one for all",
+            "linears that read one input have FP8 scales of their own in the source, and one in an engine",
         )
 
 
@@ -75,16 +77,22 @@ def _of_dtype(dtype: str, why: str) -> Tolerance:
 
 
 def _stored_dtype(source: QuantizedCheckpoint) -> str:
-    return TORCH_DTYPES[source.checkpoint.dtype("model.norm.weight")]
+    return TORCH_DTYPES[source.checkpoint.dtype(FINAL_NORM)]
 
 
-def _scales_differ(source: QuantizedCheckpoint) -> bool:
-    """Whether linears that are fused have FP8 scales that are not one and the same."""
-    stored = source.checkpoint
-    layer = 0
-    while f"{layer_prefix(layer)}self_attn.q_proj.weight" in stored:
-        names = [f"{layer_prefix(layer)}self_attn.{which}_proj.weight_scale" for which in "qkv"]
-        if all(name in stored for name in names) and len({float(stored.read(n).max()) for n in names}) > 1:
-            return True
-        layer += 1
+def _scales_differ(source: QuantizedCheckpoint, spec: ModelSpec) -> bool:
+    """Whether FP8 linears that an engine fuses have scales that are not one and the same."""
+    for layer in range(spec.num_hidden_layers):
+        for group in linear_groups(spec, layer):
+            modules = [layer_prefix(layer) + member for member in group.members]
+            if not all(_algo(source, module) == FP8 for module in modules):
+                continue
+            names = [f"{module}.weight_scale" for module in modules]
+            if len({float(source.read(name)) for name in names}) > 1:
+                return True
     return False
+
+
+def _algo(source: QuantizedCheckpoint, module: str) -> str | None:
+    own = source.scheme.linears.get(module)
+    return None if own is None else own.quant_algo

@@ -27,18 +27,18 @@ SCALAR = Part((1,), ("F32",))
 
 
 @dataclass(frozen=True)
-class RankLayout:
+class Expected:
     """What a rank file holds, by full name: what it must, and what it may besides."""
 
     required: dict[str, Part] = field(default_factory=dict)
     optional: dict[str, Part] = field(default_factory=dict)
 
 
-def rank_layout(config: RankConfig, rank: int) -> RankLayout:
+def expected_tensors(config: RankConfig, rank: int) -> Expected:
     """The tensors of `rank`. Sizes must divide as the checklist demands."""
     spec, mapping = config.spec, config.mapping
     tp_rank, stage = rank % mapping.tp, rank // mapping.tp
-    found = RankLayout()
+    found = Expected()
     plain = (DTYPES[spec.dtype],)
     rows = math.ceil(spec.vocab_size / mapping.tp)
     if stage == 0:
@@ -56,7 +56,7 @@ def rank_layout(config: RankConfig, rank: int) -> RankLayout:
     return found
 
 
-def _layer(config: RankConfig, tp_rank: int, layer: int, prefix: str, found: RankLayout) -> None:
+def _layer(config: RankConfig, tp_rank: int, layer: int, prefix: str, found: Expected) -> None:
     spec, mapping, plain = config.spec, config.mapping, (DTYPES[config.spec.dtype],)
     tp, hidden, head = mapping.tp, spec.hidden_size, spec.head_dim
     for name in NORMS:
@@ -101,7 +101,7 @@ def _layer(config: RankConfig, tp_rank: int, layer: int, prefix: str, found: Ran
 
 
 def linear(
-    config: RankConfig, module: str, shape: tuple[int, int], found: RankLayout, experts: int | None = None
+    config: RankConfig, module: str, shape: tuple[int, int], found: Expected, experts: int | None = None
 ) -> None:
     """Add the tensors of a linear whose weight is of `shape` on the rank, of `experts` if it is of those."""
     algo, dtype = config.algo(module), DTYPES[config.spec.dtype]
