@@ -1,12 +1,13 @@
-"""`llmbuild compat`: which quantization method runs where."""
+"""`llmbuild compat`: which quantization method, TensorRT-LLM release or engine runs where."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolchain.cli.common import JsonOption, emit, table, verb
+from toolchain.cli.common import JsonOption, emit, path_argument, table, verb
 
 
 @verb
@@ -16,6 +17,22 @@ def compat(
     releases: Annotated[
         bool, typer.Option("--releases", help="TensorRT-LLM's releases instead, and what belongs to each.")
     ] = False,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            help="Whether these engines load: on --gpu, with --version or in --container, over --ranks.",
+            parser=path_argument,
+        ),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="With --engine: the TensorRT-LLM that is to run them.")
+    ] = None,
+    container: Annotated[
+        str | None, typer.Option(help="With --engine: the Triton container that is to run them, as 26.07.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="With --engine: processes that will be started.", min=1)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Say which quantization methods and KV caches run on which engine flavour and GPU.
@@ -26,6 +43,15 @@ def compat(
     """
     from toolchain.plan.kernels import FLAVOURS, support
 
+    if engine is not None:
+        _engine(engine, version, container, gpu, ranks, json)
+        return
+    if version is not None or container is not None or ranks is not None:
+        from toolchain.errors import UsageError
+
+        raise UsageError(
+            "--version, --container and --ranks say where engines are to run", fix="add --engine DIRECTORY"
+        )
     if releases:
         _releases(flavour, json)
         return
@@ -47,6 +73,30 @@ def compat(
     for row in found:
         if row.note:
             typer.echo(f"{row.method}: {row.note}")
+
+
+def _engine(
+    directory: Path,
+    version: str | None,
+    container: str | None,
+    gpu: str | None,
+    ranks: int | None,
+    json: bool,
+) -> None:
+    """What the engines are tied to, if they load where they are to run; else the error that says why not."""
+    from toolchain.engine.tensorrt.compatible import require_loads, target
+
+    facts = require_loads(directory, target(version=version, container=container, gpu=gpu, world_size=ranks))
+    if json:
+        emit(vars(facts))
+        return
+    rows = [
+        ["TensorRT-LLM", facts.tensorrt_llm],
+        ["TensorRT", facts.tensorrt or "not known"],
+        ["GPU", f"sm_{facts.sm}, built on {facts.gpu}" if facts.sm else "not known: no stamp of llmbuild"],
+        ["ranks", f"{facts.world_size} ({facts.tensor} tensor x {facts.pipeline} pipeline)"],
+    ]
+    table(["tied to", ""], rows, title=f"{directory} loads there, as far as is known")
 
 
 def _releases(flavour: str | None, json: bool) -> None:

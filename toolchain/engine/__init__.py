@@ -11,6 +11,10 @@ def flavour(name: str) -> Flavour:
         from toolchain.engine.openvino.flavour import OpenVINO
 
         return OpenVINO()
+    if name == "tensorrt":
+        from toolchain.engine.tensorrt.flavour import TensorRT
+
+        return TensorRT()
     from toolchain.engine.gpu import GpuFlavour
 
     return GpuFlavour(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 
 Config = Mapping[str, Any]
 """JSON: the values of the recipe that one step's output depends on, and no others. It is part of its key."""
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What `Flavour.build` is given besides the checkpoint and its config.
+
+    Args:
+        arch: the GPU architecture that the engine is for, if it is for one; part of the step's key.
+        files: by name, files or directories outside the store; their content is part of the key.
+        host: where and how to build, JSON; nothing of it shows in the engine, so it is no part of the key.
+    """
+
+    arch: str | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    host: Config = field(default_factory=dict)
 
 
 class Flavour(Protocol):
@@ -29,14 +45,35 @@ class Flavour(Protocol):
     def missing(self, recipe: Recipe) -> list[ToolchainError]:
         """What this machine lacks to run the flavour's steps for `recipe`; empty when nothing."""
 
-    def tools(self) -> dict[str, str]:
+    def tools(self, recipe: Recipe) -> dict[str, str]:
         """Name to version of the tools that the engine's bytes depend on."""
 
     def engine_config(self, recipe: Recipe) -> Config:
         """What `build` depends on."""
 
-    def build(self, checkpoint: Path, out_dir: Path, config: Config, progress: Progress) -> dict[str, Any]:
-        """Make the engine from a quantized Hugging Face checkpoint; return facts for the manifest."""
+    def inputs(self, recipe: Recipe) -> BuildInputs:
+        """What else `build` gets."""
+
+    def build(
+        self,
+        checkpoint: Path,
+        out_dir: Path,
+        config: Config,
+        progress: Progress,
+        *,
+        work_dir: Path,
+        inputs: BuildInputs,
+    ) -> dict[str, Any]:
+        """Make the engine from a checkpoint; return facts for the manifest.
+
+        Args:
+            checkpoint: quantized, in Hugging Face layout; TensorRT-LLM's rank files for the tensorrt flavour.
+            out_dir: empty; what is in it afterwards is the engine.
+            config: as `engine_config` gives it.
+            progress: told how far the work is.
+            work_dir: scratch that is kept if this fails, on the same file system as `out_dir`.
+            inputs: as `inputs` gives it.
+        """
 
     def repository_config(self, recipe: Recipe) -> Config:
         """What `render` depends on."""

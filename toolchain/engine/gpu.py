@@ -1,4 +1,4 @@
-"""The GPU flavours: tensorrt, pytorch and vllm.
+"""The GPU flavours without an engine of their own: pytorch and vllm.
 
 Their recipes validate, plan and quantize on any machine. Building their engines and repositories is not
 part of this release; `missing` says so before any work, with the ways to get on.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.engine.base import Config
+from toolchain.engine.base import BuildInputs, Config
 from toolchain.errors import ToolchainError
 from toolchain.progress import Progress
 
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe
 
 _NEXT = {
-    "tensorrt": (
-        "trtllm-build, and an NVIDIA GPU of the kind that will serve",
-        "in NVIDIA's container of that TensorRT-LLM version",
-    ),
     "pytorch": (
         "tensorrt-llm 1.0 or newer, and an NVIDIA GPU",
         'with `LLM(model="artifacts/NAME/quantize")` of tensorrt-llm',
@@ -51,7 +47,7 @@ class GpuFlavour:
             )
         ]
 
-    def tools(self) -> dict[str, str]:
+    def tools(self, recipe: Recipe) -> dict[str, str]:
         """None yet: nothing is built."""
         return {}
 
@@ -63,7 +59,20 @@ class GpuFlavour:
         """Nothing: the step is never reached."""
         return {}
 
-    def build(self, checkpoint: Path, out_dir: Path, config: Config, progress: Progress) -> dict[str, Any]:
+    def inputs(self, recipe: Recipe) -> BuildInputs:
+        """Nothing: the step is never reached."""
+        return BuildInputs()
+
+    def build(
+        self,
+        checkpoint: Path,
+        out_dir: Path,
+        config: Config,
+        progress: Progress,
+        *,
+        work_dir: Path,
+        inputs: BuildInputs,
+    ) -> dict[str, Any]:
         """Never reached: `missing` stops the build before any work."""
         raise ToolchainError(f"the {self.name} engine cannot be built here")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolchain.engine import flavour
 from toolchain.errors import UsageError, combined, file_error
 from toolchain.pipeline.artifact import publish, require_replaceable
 from toolchain.pipeline.gates import has_gate, has_smoke, passed_gates
@@ -101,6 +102,7 @@ def build_recipe(
     if missing:
         raise combined(missing)
 
+    _require_files(recipe, until)
     texts = _find_texts(recipe, until)
     _require_writable(out)
     require_replaceable(out / recipe.name)
@@ -126,6 +128,19 @@ def _find_texts(recipe: Recipe, until: str | None) -> dict[str, TextFiles]:
     return find_texts(
         recipe, calibration=last >= STAGES.index("quantize"), gates=last >= STAGES.index("gate")
     )
+
+
+def _require_files(recipe: Recipe, until: str | None) -> None:
+    """Make sure of the files that the engine will want; it comes late."""
+    if STAGES.index(until or STAGES[-1]) < STAGES.index("engine"):
+        return
+    for name, path in flavour(recipe.engine.flavour).inputs(recipe).files.items():
+        if not path.exists():
+            raise UsageError(
+                f"there is no such file or directory for the engine: {name}",
+                where=str(path),
+                fix="check the paths under engine.build",
+            )
 
 
 def _require_writable(out: Path) -> None:

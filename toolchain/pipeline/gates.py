@@ -195,7 +195,7 @@ def smoke_stages(recipe: Recipe) -> list[Stage]:
             inputs=("quantize", "repository"),
             config=_smoke_config(smoke)
             | {"flavour": chosen.name, "device": device_type(recipe.quantization.device)},
-            tools={**versions("torch", "tokenizers"), **chosen.tools()},
+            tools={**versions("torch", "tokenizers"), **chosen.tools(recipe)},
             check=check,
         )
     ]

@@ -9,6 +9,8 @@ from typing import Any
 
 from deploy.running import announced
 from deploy.server import TritonServer
+from toolchain.engine.tensorrt.compatible import here, require_loads
+from toolchain.engine.tensorrt.stamp import is_engine_dir
 from toolchain.pipeline.artifact import Artifact
 
 
@@ -23,9 +25,12 @@ def serve_artifact(artifact: Path | str, *, announce: bool = False, **options: A
 
     Raises:
         UsageError: it is not an artifact, or the build stopped before its repository.
+        ToolchainError: its engines would not load on this machine.
         ToolchainError, LaunchError: as `TritonServer.start`.
     """
     opened = Artifact.open(Path(artifact))
+    if "engine" in opened.manifest.stages and is_engine_dir(opened.dir("engine")):
+        require_loads(opened.dir("engine"), here())
     with contextlib.ExitStack() as stack:
         stack.enter_context(opened.in_use())
         server = stack.enter_context(TritonServer.start(opened.dir("repository"), **options))

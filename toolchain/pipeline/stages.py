@@ -41,12 +41,13 @@ def build_stages(
         revision: the commit that the recipe's revision resolved to; None for a local directory.
         texts: the data sets, as `toolchain.pipeline.texts` finds them.
     """
+    converted = convert_stages(recipe, model)
     return [
         _source(model, revision),
         _quantize(recipe, model, texts),
         *gate_stages(recipe, model, texts),
-        *convert_stages(recipe, model),
-        _engine(recipe),
+        *converted,
+        _engine(recipe, "convert" if converted else "quantize"),
         _repository(recipe),
         *smoke_stages(recipe),
     ]
@@ -195,21 +196,32 @@ def _divergence(context: StageContext, checkpoint: Path) -> float:
     return evaluate(context.inputs["model"], checkpoint, baseline, device=device, simulate=simulate).kl
 
 
-def _engine(recipe: Recipe) -> Stage:
+def _engine(recipe: Recipe, checkpoint: str) -> Stage:
+    """The engine, built from the output of stage `checkpoint`."""
     chosen = flavour(recipe.engine.flavour)
+    inputs = chosen.inputs(recipe)
 
     def run(context: StageContext) -> None:
         context.facts.update(
-            chosen.build(context.inputs["quantize"], context.out_dir, context.config, context.progress)
+            chosen.build(
+                context.inputs[checkpoint],
+                context.out_dir,
+                context.config,
+                context.progress,
+                work_dir=context.work_dir,
+                inputs=inputs,
+            )
         )
 
     return Stage(
         name="engine",
         version=2,
         run=run,
-        inputs=("quantize",),
+        inputs=(checkpoint,),
+        sources={name: Source(path, ("**/*",)) for name, path in inputs.files.items()},
         config={"flavour": chosen.name, **chosen.engine_config(recipe)},
-        tools=chosen.tools(),
+        tools=chosen.tools(recipe),
+        arch=inputs.arch,
     )
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain.engine.base import Config
+from toolchain.engine.base import BuildInputs, Config
 from toolchain.errors import ToolchainError
 from toolchain.progress import Progress
 
@@ -26,7 +26,7 @@ class OpenVINO:
 
     def missing(self, recipe: Recipe) -> list[ToolchainError]:
         """The OpenVINO packages, if they are not installed."""
-        absent = [name for name, found in self.tools().items() if found == "absent"]
+        absent = [name for name, found in self.tools(recipe).items() if found == "absent"]
         if not absent:
             return []
         return [
@@ -38,7 +38,7 @@ class OpenVINO:
             )
         ]
 
-    def tools(self) -> dict[str, str]:
+    def tools(self, recipe: Recipe) -> dict[str, str]:
         """Versions of the OpenVINO packages."""
         return {name: _version(name) for name in PACKAGES}
 
@@ -46,7 +46,20 @@ class OpenVINO:
         """The context length: some rotary embeddings depend on it."""
         return {"max_seq_len": recipe.engine.max_seq_len}
 
-    def build(self, checkpoint: Path, out_dir: Path, config: Config, progress: Progress) -> dict[str, Any]:
+    def inputs(self, recipe: Recipe) -> BuildInputs:
+        """Nothing: the IR depends on the checkpoint and runs on any CPU."""
+        return BuildInputs()
+
+    def build(
+        self,
+        checkpoint: Path,
+        out_dir: Path,
+        config: Config,
+        progress: Progress,
+        *,
+        work_dir: Path,
+        inputs: BuildInputs,
+    ) -> dict[str, Any]:
         """Write the IR."""
         from toolchain.engine.openvino import build_ir
 

@@ -146,7 +146,7 @@ def test_gpu_recipe_without_its_tools_exits_with_5_before_any_work(tmp_path):
         env={"LLMBUILD_STORE": str(tmp_path / "store")},
     )
     assert result.exit_code == 5
-    assert "--until quantize" in result.stderr
+    assert "--until convert" in result.stderr
     assert not (tmp_path / "artifacts").exists()
     assert not (tmp_path / "store").exists()
 
@@ -222,6 +222,20 @@ def test_compat_lists_the_releases():
     assert rows[0]["version"] == "0.17.0"
     assert rows[-1]["version"] == "1.3.0rc15"
     assert llmbuild("compat", "--releases", "--flavour", "vllm").exit_code == 2
+
+
+def test_compat_says_whether_engines_load(tmp_path):
+    mapping = {"world_size": 2, "tp_size": 2, "pp_size": 1}
+    config = {"version": "1.2.1", "pretrained_config": {"mapping": mapping}, "build_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = ("compat", "--engine", tmp_path)
+    assert "2 (2 tensor x 1 pipeline)" in llmbuild(*engine, "--container", "26.07").stdout
+    assert json.loads(llmbuild(*engine, "--json").stdout)["tensorrt_llm"] == "1.2.1"
+    refused = llmbuild(*engine, "--version", "1.1.0", "--ranks", "1")
+    assert refused.exit_code == 5
+    assert "serve with nvcr.io/nvidia/tritonserver:26.07" in refused.stderr
+    assert "start 2 ranks" in refused.stderr
+    assert llmbuild("compat", "--ranks", "2").exit_code == 2
 
 
 def test_doctor_looks_at_everything(tmp_path):

@@ -30,7 +30,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     engine, out = directory / "engine", directory / "repository"
     for made in (engine, out):
         made.mkdir()
-    chosen.build(DEMO, engine, chosen.engine_config(recipe), Silent())
+    chosen.build(
+        DEMO,
+        engine,
+        chosen.engine_config(recipe),
+        Silent(),
+        work_dir=directory,
+        inputs=chosen.inputs(recipe),
+    )
     chosen.render(engine, DEMO, out, {"flavour": chosen.name, **chosen.repository_config(recipe)})
     return out
 

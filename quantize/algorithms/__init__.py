@@ -1,1 +1,0 @@
-"""Quantization mathematics on tensors alone: each module reads beside its paper."""

@@ -1,1 +1,0 @@
-"""Quantization methods: what each remembers of calibration, and how it quantizes a group of linears."""

@@ -1,0 +1,12 @@
+trtllm-build \
+    --checkpoint_dir /ranks \
+    --output_dir /engine \
+    --output_timing_cache /engine/model.cache \
+    --max_batch_size 128 \
+    --max_seq_len 8192 \
+    --max_num_tokens 8192 \
+    --kv_cache_type paged \
+    --workers 1 \
+    --log_level info \
+    --gemm_plugin auto \
+    --use_paged_context_fmha enable
