@@ -101,7 +101,7 @@ def _tokens(model: Path) -> Any:
 def _ours(model: Path, method: str) -> float:
     from quantize.calibration import Calibration
     from quantize.driver import Machine, quantize_model
-    from quantize.methods import make_method
+    from quantize.methods.registry import make_method
 
     calibration = Calibration("random", _tokens(model), 0)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:

@@ -65,9 +65,9 @@ def _quantized(model: Path) -> tuple[float, float]:
 def _quantize(model: Path, out: Path) -> tuple[int, float]:
     import torch
 
-    from quantize.awq_method import Awq
     from quantize.calibration import Calibration
     from quantize.driver import quantize_model
+    from quantize.methods.awq import Awq
 
     tokens = torch.randint(4096, (SAMPLES, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     calibration = Calibration("random", tokens, 0)

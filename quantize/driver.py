@@ -22,7 +22,7 @@ from quantize.formats.tensorfile import StoredTensor, write_text_file
 from quantize.layer import DecoderLayer, rotary_tables
 from quantize.layer_run import LayerRun, LayerSettings
 from quantize.linear import QuantizedLinear
-from quantize.method import Method
+from quantize.methods.base import Method
 from quantize.read_ahead import ReadAhead
 from quantize.selection import Override, assign_methods, check_shapes
 from quantize.states import Saver, States

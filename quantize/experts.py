@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from quantize.candidates import Folding
 from quantize.layer import Routing
-from quantize.method import Group
+from quantize.methods.base import Group
+from quantize.methods.candidates import Folding
+from quantize.methods.statistics import InputStatistics
 from quantize.states import States
-from quantize.statistics import InputStatistics
 from toolchain.model.families import Mlp, mlp_groups, routers
 
 if TYPE_CHECKING:

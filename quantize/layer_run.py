@@ -19,7 +19,7 @@ from quantize.formats.base import Format
 from quantize.kv_cache import KvScales
 from quantize.layer import DecoderLayer
 from quantize.linear import QuantizedLinear
-from quantize.method import Group, Method
+from quantize.methods.base import Group, Method
 from quantize.read_ahead import ReadAhead
 from quantize.states import States
 from toolchain.errors import QuantizeError

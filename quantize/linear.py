@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantize.integer import sampled_rows
+from quantize.algorithms.integer import sampled_rows
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from quantize.calibration import Calibration, load_calibration
 from quantize.driver import Machine, quantize_model
 from quantize.formats.checkpoint import FORMATS, form_of
 from quantize.formats.convert import AUTO, convert_checkpoint
-from quantize.methods import make_method
-from quantize.mixed import Budget, Search, quantize_searched
+from quantize.methods.registry import make_method
 from quantize.providers.modelopt import quantize_with_modelopt
+from quantize.search.mixed import Budget, Search, quantize_searched
 from quantize.selection import Override
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantize.method import Method
+from quantize.methods.base import Method
 from toolchain.errors import QuantizeError
 from toolchain.model.families import linear_kind, linear_kinds
 from toolchain.model.selection import choose

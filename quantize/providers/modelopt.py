@@ -23,7 +23,7 @@ from quantize.calibration import Calibration
 from quantize.device import choose_device
 from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint, write_checkpoint
 from quantize.formats.tensorfile import StoredTensor, write_text_file
-from quantize.methods import make_method
+from quantize.methods.registry import make_method
 from quantize.selection import assign_methods, check_shapes
 from toolchain.errors import QuantizeError, ToolchainError, os_error
 from toolchain.model.spec import load_spec

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 from quantize.formats.checkpoint import QuantizedCheckpoint
-from quantize.fp8_method import Fp8
 from quantize.linear import QuantizedLinear
-from quantize.method import Method
+from quantize.methods.awq import Awq
+from quantize.methods.base import Method
+from quantize.methods.fp8 import Fp8
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.selection import modules
 from toolchain.model.spec import load_spec

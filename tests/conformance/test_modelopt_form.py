@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
+from quantize.methods.awq import Awq
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)

@@ -29,10 +29,10 @@ from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
-from quantize.method import Method
-from quantize.methods import make_method
-from quantize.nvfp4_method import Nvfp4
-from quantize.smoothquant_method import SmoothQuant
+from quantize.methods.base import Method
+from quantize.methods.nvfp4 import Nvfp4
+from quantize.methods.registry import make_method
+from quantize.methods.smoothquant import SmoothQuant
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)

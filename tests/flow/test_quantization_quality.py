@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from quantize.algorithms.integer import quantize_groups
 from quantize.formats.checkpoint import QuantizedCheckpoint
-from quantize.integer import quantize_groups
 from quantize.linear import QuantizedLinear
 from quantize.run import quantize_checkpoint
 from toolchain.text.files import TextFiles

@@ -12,11 +12,11 @@ import pytest
 from quantize.calibration import Calibration, load_calibration
 from quantize.driver import Machine, quantize_model
 from quantize.formats.checkpoint import FORMATS
-from quantize.method import Method
-from quantize.methods import make_method
-from quantize.mixed import Budget, Search, methods_of, quantize_searched, within_bytes
+from quantize.methods.base import Method
+from quantize.methods.registry import make_method
+from quantize.search.mixed import Budget, Search, methods_of, quantize_searched, within_bytes
+from quantize.search.sensitivity import Unit, measure_sensitivity
 from quantize.selection import Override
-from quantize.sensitivity import Unit, measure_sensitivity
 from toolchain.gate.evaluate import evaluate
 from toolchain.gate.run import baseline_of
 from toolchain.model.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ import torch
 from benchmarks.quantization.runners.job import Job, write_report
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
-from quantize.methods import make_method
+from quantize.methods.registry import make_method
 from toolchain.errors import LlmbuildError
 
 

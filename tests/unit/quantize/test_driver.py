@@ -13,15 +13,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quantize.awq_method import Awq
 from quantize.calibration import Calibration
 from quantize.driver import Machine, quantize_model
 from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint
-from quantize.gptq_method import AwqGptq, Gptq
 from quantize.linear import QuantizedLinear
-from quantize.method import Method
+from quantize.methods.awq import Awq
+from quantize.methods.base import Method
+from quantize.methods.gptq import AwqGptq, Gptq
+from quantize.methods.weight_only import Int4WeightOnly
 from quantize.selection import Override
-from quantize.weight_only_method import Int4WeightOnly
 from toolchain.errors import ModelError, QuantizeError, ToolchainError
 
 GROUP = 16
@@ -153,7 +153,7 @@ def test_awq_is_clearly_better_than_rounding_where_channels_stand_out(
 
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     rounded = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    from quantize.integer import quantize_groups
+    from quantize.algorithms.integer import quantize_groups
 
     with torch.no_grad():
         for name, parameter in rounded.named_parameters():
@@ -227,7 +227,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from quantize.awq_method import Awq
+from quantize.methods.awq import Awq
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 tokens = torch.randint(96, (6, 24), generator=torch.Generator().manual_seed(0))

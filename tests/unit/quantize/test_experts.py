@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quantize.awq_method import Awq
+from quantize.algorithms.integer import quantize_groups
 from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 from quantize.experts import FEW_TOKENS, ExpertsRun
 from quantize.formats.checkpoint import QuantizedCheckpoint
-from quantize.gptq_method import AwqGptq, Gptq
-from quantize.integer import quantize_groups
 from quantize.layer import DecoderLayer, rotary_tables
 from quantize.linear import QuantizedLinear
-from quantize.method import Method
-from quantize.methods import make_method
+from quantize.methods.awq import Awq
+from quantize.methods.base import Method
+from quantize.methods.gptq import AwqGptq, Gptq
+from quantize.methods.registry import make_method
 from quantize.selection import Override
 from toolchain.gate.baseline import make_baseline
 from toolchain.gate.evaluate import evaluate
@@ -373,7 +373,7 @@ class Blind:
         raise AssertionError
 
     def quantize(self, group: Any, statistics: None) -> Any:
-        from quantize.method import QuantizedGroup
+        from quantize.methods.base import QuantizedGroup
 
         linears = {}
         for name, weight in group.weights.items():

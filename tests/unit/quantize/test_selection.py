@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from quantize.awq_method import Awq
-from quantize.gptq_method import Gptq
+from quantize.methods.awq import Awq
+from quantize.methods.gptq import Gptq
 from quantize.selection import Override, assign_methods, check_shapes
 from toolchain.errors import QuantizeError
 from toolchain.model.selection import modules

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quantize.algorithms.integer import quantize_groups
 from quantize.formats.base import W4A16_AWQ, LinearScheme, Scheme
 from quantize.formats.checkpoint import QuantizedCheckpoint, shards_of, write_checkpoint
 from quantize.formats.modelopt import ModelOpt
 from quantize.formats.tensorfile import StoredTensor
-from quantize.integer import quantize_groups
 from quantize.linear import QuantizedLinear
 from toolchain.errors import ModelError
 

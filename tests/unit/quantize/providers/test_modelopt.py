@@ -15,7 +15,7 @@ from quantize.calibration import Calibration
 from quantize.driver import quantize_model
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.linear import QuantizedLinear
-from quantize.methods import make_method
+from quantize.methods.registry import make_method
 from quantize.providers.modelopt import quantize_with_modelopt, unsupported
 from toolchain.errors import QuantizeError, ToolchainError
 

@@ -51,9 +51,9 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def quantized(tmp_path: Path) -> Callable[[Path], Path]:
     """A function: the directory of a model -> that of its AWQ checkpoint."""
-    from quantize.awq_method import Awq
     from quantize.calibration import Calibration
     from quantize.driver import quantize_model
+    from quantize.methods.awq import Awq
 
     def quantize(source: Path) -> Path:
         tokens = torch.randint(96, (4, 32), generator=torch.Generator().manual_seed(0))

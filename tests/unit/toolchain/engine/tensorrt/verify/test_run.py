@@ -94,19 +94,20 @@ def wrong_norm(tensors: Tensors) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "change", "where"),
+    ("ranks_changed", "change", "where"),
     [
-        (1, swap_gate_and_fc, "layer 1, its MLP"),
-        (1, other_key_head, "layer 0, its attention"),
-        (0, one_wrong_row, "layer 1, its attention"),
-        (0, wrong_norm, "the output layer"),
+        ([1], swap_gate_and_fc, "layer 1, its MLP"),
+        ([1], other_key_head, "layer 0, its attention"),
+        ([0], one_wrong_row, "layer 1, its attention"),
+        ([0, 1], wrong_norm, "the output layer"),
     ],
 )
 def test_a_wrong_rank_is_caught_and_its_layer_named(
-    make_ranks: Any, rank: int, change: Callable[[Tensors], None], where: str
+    make_ranks: Any, ranks_changed: list[int], change: Callable[[Tensors], None], where: str
 ) -> None:
     source, ranks = make_ranks("Llama", 2, 1)
-    edit(ranks, rank, change)
+    for rank in ranks_changed:
+        edit(ranks, rank, change)
     found = verify_ranks(ranks, source)
     assert found.diverging == [where]
     assert found.problem == f"{where} diverges first"

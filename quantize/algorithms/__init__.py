@@ -1,0 +1,1 @@
+"""Quantization mathematics on tensors alone: each module reads beside its paper."""

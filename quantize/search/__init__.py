@@ -1,0 +1,1 @@
+"""The search for a method for each group of linears, within a budget."""
