@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 def check_repository(repository: Path) -> None:
     """Raise PackageError listing everything that keeps `repository` from loading or serving."""
+    problems = repository_problems(repository)
+    if problems:
+        raise PackageError(
+            f"the model repository would not load: {len(problems)} problem(s)",
+            where=str(repository),
+            why="\n       ".join(problems),
+        )
+
+
+def repository_problems(repository: Path) -> list[str]:
+    """Everything that keeps `repository` from loading or serving, a sentence each; empty if nothing does."""
     directories = sorted(path for path in repository.iterdir() if path.is_dir())
     problems: list[str] = []
     configs: dict[str, ModelConfig] = {}
@@ -35,12 +46,7 @@ def check_repository(repository: Path) -> None:
     problems += _shared_problems(configs)
     for name, config in configs.items():
         problems += _engine_problems(repository, name, config, configs)
-    if problems:
-        raise PackageError(
-            f"the model repository would not load: {len(problems)} problem(s)",
-            where=str(repository),
-            why="\n       ".join(problems),
-        )
+    return problems
 
 
 def _model_problems(directory: Path, config: ModelConfig) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""`llmbuild inspect`: what is in an artifact or a checkpoint."""
+"""`llmbuild inspect`: what a directory is, ours or somebody else's, and what is wrong with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,28 +12,46 @@ import typer
 from toolchain.cli.common import JsonOption, emit, path_argument, table, verb
 
 if TYPE_CHECKING:
+    from toolchain.findings import Finding
     from toolchain.pipeline.artifact import Artifact
+    from toolchain.pipeline.described import Described
     from toolchain.pipeline.inspect import CheckpointFacts
+    from toolchain.plan.runs import Runner
 
 
 @verb
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="An artifact, or a directory with a model.", parser=path_argument),
+        typer.Argument(
+            help="An artifact, a model, a TensorRT-LLM checkpoint or engine directory, a Triton repository.",
+            parser=path_argument,
+        ),
     ],
-    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare its sha256.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Read every byte: compare an artifact's sha256, look for NaN in rank files."
+        ),
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="The TensorRT-LLM that is to build or run it.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what an artifact or a checkpoint holds: stages, layers, formats, sizes.
+    """Show what a directory is and holds, what is wrong with it, and which container runs it.
+
+    Exit code 2 when an error is found.
 
     Example: llmbuild inspect artifacts/demo-int4
     """
-    from toolchain.errors import UsageError
+    from toolchain.errors import ModelError, UsageError
+    from toolchain.findings import errors
     from toolchain.pipeline.artifact import Artifact
+    from toolchain.pipeline.described import Described
     from toolchain.pipeline.inspect import inspect_checkpoint, inspect_path
 
-    found = inspect_path(path)
+    found = inspect_path(path, target=target, weights=verify)
     if isinstance(found, Artifact):
         if verify:
             found.verify()
@@ -48,12 +67,64 @@ def inspect(
         if checkpoint:
             print_checkpoint(checkpoint)
         return
-    if verify:
-        raise UsageError("only an artifact has digests to verify", where=str(path))
-    if json:
-        emit(checkpoint_json(found))
+    if verify and not (isinstance(found, Described) and found.is_ranks):
+        raise UsageError(
+            "only an artifact has digests to verify, and rank files weights to read", where=str(path)
+        )
+    if isinstance(found, Described):
+        emit(found.to_json()) if json else _print_described(found)
     else:
-        print_checkpoint(found)
+        emit(checkpoint_json(found)) if json else print_checkpoint(found)
+    if errors(found.findings):
+        raise typer.Exit(ModelError.exit_code)
+
+
+def _print_described(found: Described) -> None:
+    from toolchain.plan.memory import human_bytes
+
+    rows = [[name.replace("_", " "), str(value)] for name, value in found.facts.items()]
+    table(["", ""], rows, title=f"{found.path}: {found.kind}")
+    if found.parts:
+        typer.echo()
+        columns = list(found.parts[0])
+        table(
+            [_column(name, found.parts[0][name]) for name in columns],
+            [
+                [human_bytes(part[name]) if name == "bytes" else str(part[name]) for name in columns]
+                for part in found.parts
+            ],
+        )
+    _print_findings(found.findings, found.runners)
+
+
+def _column(name: str, value: object) -> str:
+    title = "size" if name == "bytes" else name.replace("_", " ")
+    return f">{title}" if isinstance(value, int) and not isinstance(value, bool) else title
+
+
+def _print_findings(findings: Sequence[Finding], runners: Sequence[Runner]) -> None:
+    """What is wrong, and what runs it."""
+    from toolchain.findings import grouped
+
+    if runners:
+        rows = [
+            [runner.flavour, runner.version, runner.container, _generations(runner.gpus), runner.note]
+            for runner in runners
+        ]
+        typer.echo()
+        table(["runs on", "TensorRT-LLM", "container", "GPUs", ""], rows)
+    typer.echo()
+    for finding in grouped(findings):
+        typer.echo(str(finding))
+    if not findings:
+        typer.echo("nothing is wrong with it")
+
+
+def _generations(gpus: Sequence[str]) -> str:
+    from toolchain.data import load_table
+
+    known = load_table("gpus")
+    return ", ".join(dict.fromkeys(known[gpu]["generation"] if gpu in known else gpu for gpu in gpus))
 
 
 def _artifact_json(artifact: Artifact) -> dict[str, Any]:
@@ -76,6 +147,8 @@ def checkpoint_json(facts: CheckpointFacts) -> dict[str, Any]:
         "quantization": facts.quantization,
         "bytes": facts.nbytes,
         "tensors": [vars(row) for row in facts.rows],
+        "findings": [finding.to_json() for finding in facts.findings],
+        "runs_on": [asdict(runner) for runner in facts.runners],
     }
 
 
@@ -147,3 +220,4 @@ def print_checkpoint(facts: CheckpointFacts) -> None:
     ]
     columns = ["tensor", ">count", "dtype", "shape", ">size"]
     table(columns, rows, title=title)
+    _print_findings(facts.findings, facts.runners)

@@ -84,6 +84,7 @@ def _ids(text: str) -> list[int]:
 
 
 def _print(found: Verification) -> None:
+    from toolchain.findings import grouped
     from toolchain.plan.memory import human_bytes
 
     limit = found.allowed.value
@@ -103,7 +104,7 @@ def _print(found: Verification) -> None:
         f"{found.logit_range:.2g}), same likeliest token {found.top1:.1%}"
     )
     typer.echo(f"tolerance {limit:.2g}: {found.allowed.why}")
-    for finding in found.findings:
+    for finding in grouped(found.findings):
         typer.echo(str(finding))
     for difference in found.differences:
         typer.echo(f"config.json: {difference}")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from toolchain.errors import UsageError
 from toolchain.gate.result import Evaluation
-from toolchain.pipeline.artifact import Artifact
 from toolchain.pipeline.gates import baseline_stage
-from toolchain.pipeline.inspect import inspect_path
+from toolchain.pipeline.inspect import artifact_at
 from toolchain.pipeline.runner import run_pipeline
 from toolchain.pipeline.store import Store
 from toolchain.pipeline.texts import require_file
@@ -68,8 +67,8 @@ def evaluate_paths(
 
 def _find(path: Path) -> tuple[Path, tuple[str, str] | None]:
     """The checkpoint at `path`, and the source and revision that an artifact's recipe names."""
-    found = inspect_path(path)
-    if not isinstance(found, Artifact):
+    found = artifact_at(path)
+    if found is None:
         return path, None
     recipe = load_recipe(found.recipe)
     return found.dir("quantize"), (recipe.model.source, recipe.model.revision)

@@ -9,9 +9,8 @@ from pathlib import Path
 from quantize.formats.checkpoint import FORMATS
 from quantize.formats.convert import convert_checkpoint
 from toolchain.errors import UsageError
-from toolchain.pipeline.artifact import Artifact
 from toolchain.pipeline.files import remove_tree, storing
-from toolchain.pipeline.inspect import CheckpointFacts, inspect_checkpoint, inspect_path
+from toolchain.pipeline.inspect import CheckpointFacts, artifact_at, inspect_checkpoint
 from toolchain.progress import Progress
 
 
@@ -43,8 +42,8 @@ def export_checkpoint(path: Path, form: str, out: Path, *, progress: Progress | 
     """
     if form not in FORMATS:
         raise UsageError(f"there is no form {form!r}", where="--format", fix=f"use {', '.join(FORMATS)}")
-    found = inspect_path(path)
-    if isinstance(found, Artifact):
+    found = artifact_at(path)
+    if found is not None:
         if "quantize" not in found.manifest.stages:
             raise UsageError(
                 "the artifact has no checkpoint", where=str(path), fix="build it --until quantize"

@@ -1,19 +1,30 @@
-"""What an artifact or a checkpoint holds, as plain values to print."""
+"""What a directory is and holds, as plain values to print."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolchain.errors import ModelError, UsageError
+from toolchain.findings import ERROR, WARNING, Finding
 from toolchain.model.checkpoint import DESCRIPTION_FILES, Checkpoint
 from toolchain.model.config_json import read_json_object
 from toolchain.model.families import layer_prefix, linear_kind
+from toolchain.model.spec import load_spec
 from toolchain.pipeline.artifact import Artifact
+from toolchain.pipeline.describe_repository import describe_repository, is_repository
+from toolchain.pipeline.describe_tensorrt import (
+    describe_engines,
+    describe_ranks,
+    is_engine_dir,
+    is_rank_checkpoint,
+)
+from toolchain.pipeline.described import Described
+from toolchain.plan.runs import Runner, runners
 
 _LAYER = re.compile(re.escape(layer_prefix(0)).replace("0", r"\d+"))
 
@@ -37,6 +48,8 @@ class CheckpointFacts:
     architecture: str
     quantization: dict[str, Any]  # see `describe_quantization`
     rows: list[TensorRow]
+    findings: list[Finding] = field(default_factory=list)
+    runners: list[Runner] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -52,15 +65,41 @@ def inspect_checkpoint(directory: Path) -> CheckpointFacts:
     for name in checkpoint.names:
         folded = _LAYER.sub(layer_prefix(0).replace("0", "*"), linear_kind(name))
         kinds[folded, checkpoint.dtype(name), checkpoint.shape(name)].append(checkpoint.location(name).nbytes)
+    quantization = describe_quantization(directory, config)
     return CheckpointFacts(
         directory,
         str((config.get("architectures") or ["unknown"])[0]),
-        describe_quantization(directory, config),
+        quantization,
         [
             TensorRow(name, len(sizes), dtype, shape, sum(sizes))
             for (name, dtype, shape), sizes in kinds.items()
         ],
+        _findings(directory),
+        _runners(quantization),
     )
+
+
+def _findings(directory: Path) -> list[Finding]:
+    """What is wrong with a Hugging Face checkpoint, by its headers."""
+    from quantize.formats.checkpoint import QuantizedCheckpoint
+
+    level = WARNING  # a model that is none of ours is no damaged model
+    try:
+        spec = load_spec(directory)
+        opened = QuantizedCheckpoint.open(directory)
+        level = ERROR
+        opened.verify(spec)
+    except ModelError as error:
+        return [Finding(error.what, error.where or str(directory), error.why or "", error.fix or "", level)]
+    return []
+
+
+def _runners(quantization: Mapping[str, Any]) -> list[Runner]:
+    if "unreadable" in quantization:
+        return []
+    kinds = quantization.get("schemes", ())
+    schemes = {(kind["quant_algo"], kind["group_size"]) for kind in kinds} or {(None, None)}
+    return runners(schemes, quantization.get("kv_cache_quant_algo"), form=quantization.get("format"))
 
 
 def describe_quantization(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,14 +141,53 @@ def describe_quantization(directory: Path, config: Mapping[str, Any]) -> dict[st
     }
 
 
-def inspect_path(path: Path) -> Artifact | CheckpointFacts:
-    """Whatever `path` is: a published artifact, or a directory with a model."""
+def artifact_at(path: Path) -> Artifact | None:
+    """The artifact at `path`; None where a directory with a model in Hugging Face layout is there.
+
+    Raises UsageError where neither is.
+    """
     if (path / "manifest.json").is_file():
         return Artifact.open(path)
-    if (path / "config.json").is_file():
-        return inspect_checkpoint(path)
+    if (path / "config.json").is_file() and not (is_engine_dir(path) or is_rank_checkpoint(path)):
+        return None
     raise UsageError(
         f"{path} is neither an artifact nor a checkpoint" if path.exists() else f"{path} does not exist",
-        why="there is no manifest.json and no config.json in it" if path.exists() else None,
+        why=f"it is no directory in Hugging Face layout: `llmbuild inspect {path}` says what it is"
+        if path.exists()
+        else None,
         fix="name artifacts/NAME, or a directory in Hugging Face layout",
+    )
+
+
+def inspect_path(
+    path: Path, *, target: str | None = None, weights: bool = False
+) -> Artifact | CheckpointFacts | Described:
+    """Whatever `path` is: an artifact of ours, a model, TensorRT-LLM's ranks or engines, a Triton repository.
+
+    Args:
+        path: a directory.
+        target: the version of TensorRT-LLM that will build or run it, if that matters.
+        weights: read every weight of rank files.
+    """
+    if (path / "manifest.json").is_file():
+        return Artifact.open(path)
+    if is_engine_dir(path):
+        return describe_engines(path, target=target)
+    if is_rank_checkpoint(path):
+        return describe_ranks(path, target=target, weights=weights)
+    if (path / "config.json").is_file():
+        return inspect_checkpoint(path)
+    if is_repository(path):
+        return describe_repository(path, target=target)
+    why = fix = None
+    if (path / "config.pbtxt").is_file():
+        why, fix = "it is one model of a Triton repository", f"name the repository: {path.resolve().parent}"
+    elif path.exists():
+        why = "there is no manifest.json, no config.json and no model with a config.pbtxt in it"
+    raise UsageError(
+        f"nothing that is known lies at {path}" if path.exists() else f"{path} does not exist",
+        why=why,
+        fix=fix
+        or "name an artifact, a model in Hugging Face layout, a TensorRT-LLM checkpoint or engine "
+        "directory, or a Triton repository",
     )

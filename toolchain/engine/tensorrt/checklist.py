@@ -12,11 +12,11 @@ from pathlib import Path
 from quantize.formats.base import Part
 from toolchain.engine.tensorrt.config_checks import config_findings
 from toolchain.engine.tensorrt.expected import expected_tensors
-from toolchain.engine.tensorrt.findings import WARNING, Finding, errors
 from toolchain.engine.tensorrt.rank import RankFile
 from toolchain.engine.tensorrt.rank_config import load_rank_config
 from toolchain.engine.tensorrt.value_checks import shared_findings, value_findings
 from toolchain.errors import ModelError
+from toolchain.findings import WARNING, Finding, errors
 from toolchain.progress import Progress, Silent
 
 _SHOWN = 3  # tensors of one kind that are named

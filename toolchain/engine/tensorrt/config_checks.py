@@ -10,8 +10,8 @@ from packaging.version import InvalidVersion, Version
 from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, MIXED, NVFP4, W4A8_AWQ, W4A16_AWQ
 from toolchain.data import load_table
 from toolchain.engine.tensorrt.decode import ROW_PAIRS, SQ_PLUGINS
-from toolchain.engine.tensorrt.findings import WARNING, Finding
 from toolchain.engine.tensorrt.rank_config import DEFAULT_EXCLUDE, PLAIN_ALGOS, RankConfig
+from toolchain.findings import WARNING, Finding
 from toolchain.model.families import layer_examples, linear_shapes
 
 QUANTIZATION_KEYS = (

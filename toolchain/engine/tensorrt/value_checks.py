@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from toolchain.engine.tensorrt.decode import SUFFIXES
-from toolchain.engine.tensorrt.findings import Finding
 from toolchain.engine.tensorrt.rank import NORMS, ROUTERS, RankFile
+from toolchain.findings import Finding
 from toolchain.model.finite import count_non_finite, is_float
 
 _SCALES = (*(suffix for suffix in SUFFIXES if suffix not in ("weight", "zero")), "act_scale")

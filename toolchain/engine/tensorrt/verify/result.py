@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolchain.engine.tensorrt.findings import Finding, errors
 from toolchain.engine.tensorrt.verify.tolerance import Tolerance
+from toolchain.findings import Finding, errors
 
 LEAST_TOP1 = 0.9
 """Where all weights are the source's, the likeliest token must agree at least so often: layers that are right

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toolchain.engine.tensorrt.checklist import check_checkpoint
-from toolchain.engine.tensorrt.findings import errors
 from toolchain.engine.tensorrt.rank_config import RankConfig, load_rank_config
 from toolchain.engine.tensorrt.verify.launch import run_ranks
 from toolchain.engine.tensorrt.verify.rank_process import Job
@@ -22,6 +21,7 @@ from toolchain.engine.tensorrt.verify.reference import read_ends, write_referenc
 from toolchain.engine.tensorrt.verify.result import LayerError, Verification
 from toolchain.engine.tensorrt.verify.tolerance import tolerance
 from toolchain.errors import ModelError, ToolchainError, UsageError
+from toolchain.findings import errors
 from toolchain.gate.streamed import StreamedModel
 from toolchain.model.spec import ModelSpec
 from toolchain.progress import Progress, Silent

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toolchain.engine.tensorrt.checklist import check_checkpoint, require_sound
-from toolchain.engine.tensorrt.findings import errors
 from toolchain.errors import ModelError
+from toolchain.findings import errors
 
 LAYER = "transformer.layers.0."
 

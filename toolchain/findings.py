@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 ERROR, WARNING = "error", "warning"
+
+_PLACES = 2  # that are named for one finding
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """The fields that say something."""
         return {name: value for name, value in asdict(self).items() if value}
+
+
+def grouped(found: Iterable[Finding]) -> list[Finding]:
+    """One for all places at which the same is wrong, in the order of the first; it names some of them."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for finding in found:
+        key = (finding.what, finding.why, finding.fix, finding.level)
+        places.setdefault(key, []).append(finding.where)
+    return [
+        Finding(what, _places(where), why, fix, level) for (what, why, fix, level), where in places.items()
+    ]
+
+
+def _places(where: Sequence[str]) -> str:
+    more = len(where) - _PLACES
+    return ", ".join(where[:_PLACES]) + (f" and {more} more places" if more > 0 else "")
 
 
 def errors(found: Iterable[Finding]) -> list[Finding]:
