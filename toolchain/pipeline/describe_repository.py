@@ -12,9 +12,10 @@ import yaml
 
 from deploy.check import repository_problems
 from deploy.pbtxt import CONFIG, read_config
+from toolchain.engine.tensorrt.stamp import is_engine_dir
 from toolchain.errors import PackageError
 from toolchain.findings import Finding
-from toolchain.pipeline.describe_tensorrt import describe_engines, is_engine_dir
+from toolchain.pipeline.describe_tensorrt import describe_engines
 from toolchain.pipeline.described import Described
 from toolchain.plan.releases import default_version, release
 from toolchain.plan.runs import Runner

@@ -9,6 +9,7 @@ from typing import Any
 from toolchain.engine.tensorrt.checklist import check_checkpoint
 from toolchain.engine.tensorrt.rank import RankFile
 from toolchain.engine.tensorrt.rank_config import RankConfig, load_rank_config, parse_rank_config
+from toolchain.engine.tensorrt.stamp import read_engine
 from toolchain.errors import ModelError
 from toolchain.findings import WARNING, Finding
 from toolchain.model.config_json import read_json_object
@@ -30,12 +31,6 @@ def is_rank_checkpoint(directory: Path) -> bool:
     """Whether a directory holds TensorRT-LLM's config.json of rank files; some of those may be missing."""
     values = _config(directory)
     return "architecture" in values and "dtype" in values
-
-
-def is_engine_dir(directory: Path) -> bool:
-    """Whether a directory holds trtllm-build's config.json."""
-    values = _config(directory)
-    return "pretrained_config" in values and "build_config" in values
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -88,14 +83,16 @@ def describe_engines(directory: Path, *, target: str | None = None) -> Described
     Args:
         directory: with `config.json` and the rank engines.
         target: the version of TensorRT-LLM that is to run them.
+
+    Raises:
+        UsageError: config.json has no version and mapping of trtllm-build.
     """
     values = read_json_object(directory / "config.json")
     found = Described("TensorRT-LLM engines", directory)
-    version = str(values.get("version", "unknown"))
+    tied = read_engine(directory)
+    version, world = tied.tensorrt_llm, tied.world_size
     found.facts["tensorrt_llm"] = version
     pretrained, build = (_object(values, name) for name in ("pretrained_config", "build_config"))
-    mapping = _object(pretrained, "mapping")
-    world = int(mapping.get("world_size", 1))
     try:
         found.facts |= _model_facts(parse_rank_config(pretrained, directory))
     except ModelError as error:
@@ -108,10 +105,8 @@ def describe_engines(directory: Path, *, target: str | None = None) -> Described
     found.facts |= {name: build[name] for name in _BUILD_KEYS if build.get(name) not in (None, False)}
     plugins = _object(build, "plugin_config")
     found.facts |= {name: plugins[name] for name in _PLUGIN_KEYS if plugins.get(name) not in (None, False)}
-    stamp = directory / "llmbuild_engine.json"
-    if stamp.is_file():
-        tied = read_json_object(stamp)
-        found.facts |= {name: tied[name] for name in ("tensorrt", "gpu", "sm") if tied.get(name) is not None}
+    stamped = {"tensorrt": tied.tensorrt, "gpu": tied.gpu, "sm": tied.sm}
+    found.facts |= {name: value for name, value in stamped.items() if value is not None}
     for rank in range(world):
         engine = directory / f"rank{rank}.engine"
         if engine.is_file():
@@ -119,10 +114,10 @@ def describe_engines(directory: Path, *, target: str | None = None) -> Described
     found.findings += _engine_findings(directory, version, world, target)
     known = release(version)
     if known is not None:
-        found.facts.setdefault("tensorrt", known.tensorrt)
+        if known.tensorrt is not None:
+            found.facts.setdefault("tensorrt", known.tensorrt)
         gpu = found.facts.get("gpu")
-        image = known.image
-        found.runners = [Runner("tensorrt", image or "", known.version, (str(gpu),) if gpu else ())]
+        found.runners = [Runner("tensorrt", known.image or "", known.version, (str(gpu),) if gpu else ())]
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolchain.engine.tensorrt.stamp import is_engine_dir
 from toolchain.errors import ModelError, UsageError
 from toolchain.findings import ERROR, WARNING, Finding
 from toolchain.model.checkpoint import DESCRIPTION_FILES, Checkpoint
@@ -20,7 +21,6 @@ from toolchain.pipeline.describe_repository import describe_repository, is_repos
 from toolchain.pipeline.describe_tensorrt import (
     describe_engines,
     describe_ranks,
-    is_engine_dir,
     is_rank_checkpoint,
 )
 from toolchain.pipeline.described import Described
