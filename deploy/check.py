@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.pbtxt import CONFIG, read_config
+from deploy.repositories.check_llmapi import llmapi_problems
 from deploy.repositories.check_openvino import openvino_problems
 from deploy.repositories.check_tensorrt import tensorrt_problems
+from deploy.repositories.check_vllm import vllm_problems
 from toolchain.errors import PackageError
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def _ensemble_problems(config: ModelConfig, configs: dict[str, ModelConfig]) -> 
 
 
 def _shared_problems(configs: dict[str, ModelConfig]) -> Iterator[str]:
-    sizes = {name: config.max_batch_size for name, config in configs.items()}
+    sizes = {name: config.max_batch_size for name, config in configs.items() if config.backend != "vllm"}
     if len(set(sizes.values())) > 1:
         yield f"max_batch_size differs: {sizes}"
     decoupled = {
@@ -119,4 +121,7 @@ def _engine_problems(
     if config.backend == "tensorrtllm":
         yield from tensorrt_problems(repository, name, config, drafted="tensorrt_llm_draft" in configs)
     elif name == "tensorrt_llm" and config.backend == "python":
-        yield from openvino_problems(repository, config)
+        is_llmapi = "gpt_model_path" not in config.parameters  # its arguments are in a model.yaml
+        yield from (llmapi_problems if is_llmapi else openvino_problems)(repository, config)
+    elif config.backend == "vllm":
+        yield from vllm_problems(repository, name, config)

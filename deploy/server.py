@@ -63,6 +63,7 @@ class TritonServer:
         env: dict[str, str],
         endpoints: Endpoints,
         *,
+        cwd: Path,
         exit_timeout_s: float,
         log_file: Path | None,
         on_log: Callable[[str], None] | None,
@@ -81,6 +82,7 @@ class TritonServer:
                     f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
                 ],
                 env=env,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -136,7 +138,7 @@ class TritonServer:
         wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         ports = choose_ports(host, wanted)
         command = [
-            str(triton.binary),
+            str(triton.binary.absolute()),
             f"--model-repository={repository.resolve()}",
             *([f"--backend-directory={runtime.backends}"] if runtime.backends else []),
             *(f"--{use}-address={host}" for use in wanted),
@@ -153,7 +155,15 @@ class TritonServer:
             grpc=f"{shown}:{ports['grpc']}",
             metrics=f"http://{shown}:{ports['metrics']}/metrics",
         )
-        server = cls(command, env, endpoints, exit_timeout_s=exit_timeout_s, log_file=log_file, on_log=on_log)
+        server = cls(
+            command,
+            env,
+            endpoints,
+            cwd=repository.resolve(),  # some engines take paths in the repository as they are
+            exit_timeout_s=exit_timeout_s,
+            log_file=log_file,
+            on_log=on_log,
+        )
         try:
             server._await_models(names, timeout_s)
         except BaseException:

@@ -225,6 +225,12 @@ def files_in(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
+def checkpoint_files(directory: Path) -> list[str]:
+    """The files in `directory` that are a model: weights, configuration, tokenizer."""
+    patterns = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+    return sorted({path.name for pattern in patterns for path in directory.glob(pattern)})
+
+
 def tokenizer_files(directory: Path) -> list[str]:
     """The files in `directory` that belong to its tokenizer."""
     return [name for name in TOKENIZER_FILES if (directory / name).is_file()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,3 +114,60 @@ def render(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> C
         return repository
 
     return make
+
+
+@dataclass
+class Answer:
+    """What one request got: the outputs of each response by name."""
+
+    responses: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(response["text_output"].flat[0].decode() for response in self.responses)
+
+    @property
+    def finish_reason(self) -> str:
+        return str(self.responses[-1]["finish_reason"].flat[0].decode())
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., Answer]:
+    """Ask a model of the front (`tensorrt_llm_bls` if none is named); raises the server's error."""
+    import numpy as np
+    import tritonclient.grpc as grpc
+    from tritonclient.utils import np_to_triton_dtype
+
+    from deploy import tensors
+
+    every = (*tensors.TEXT_INPUTS, *tensors.DRAFT_INPUTS, *tensors.ENGINE_INPUTS)
+    types = {tensor.name: tensor.type for tensor in every}
+    kinds = {"STRING": object, "BOOL": bool, "FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64}
+
+    def request(
+        endpoint: str, model: str = "tensorrt_llm_bls", request_id: str = "", **values: Any
+    ) -> Answer:
+        inputs = []
+        for name, value in values.items():
+            row = value if isinstance(value, list) else [value]
+            array = np.array([row], dtype=kinds[types[name]])
+            tensor = grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(array)
+            inputs.append(tensor)
+        arrived: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        answer = Answer()
+        with grpc.InferenceServerClient(endpoint) as client:
+            client.start_stream(lambda result, error: arrived.put((result, error)))
+            client.async_stream_infer(model, inputs, request_id=request_id, enable_empty_final_response=True)
+            while True:
+                result, error = arrived.get(timeout=60)
+                if error is not None:
+                    raise error
+                response = result.get_response()
+                if response.outputs:
+                    outputs = {output.name: result.as_numpy(output.name) for output in response.outputs}
+                    answer.responses.append(outputs)
+                if response.parameters["triton_final_response"].bool_param:
+                    return answer
+
+    return request

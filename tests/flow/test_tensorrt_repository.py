@@ -7,17 +7,13 @@ stand-in (`standin/`) says which tokens must come; it says nothing of TensorRT-L
 from __future__ import annotations
 
 import json
-import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tritonclient.grpc as grpc
 from tokenizers import Tokenizer
-from tritonclient.utils import np_to_triton_dtype
 
 from deploy.client import Chunk, Client
 from deploy.pbtxt import read_config, write_config
@@ -27,7 +23,7 @@ from deploy.server import TritonServer
 pytestmark = pytest.mark.triton
 
 ROOT = Path(__file__).parents[2]
-STAND_IN = Path(__file__).parent / "standin/tensorrt_llm/model.py"
+STAND_IN = Path(__file__).parent / "standin/engine/model.py"
 TOKENIZER = ROOT / "models/demo"
 TEXT = "def read_lines(path):"
 
@@ -103,35 +99,6 @@ def endpoint(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server.endpoints.grpc
 
 
-def ask(endpoint: str, **values: Any) -> list[dict[str, np.ndarray]]:
-    """The responses of `tensorrt_llm_bls`. Raises the server's error."""
-    kinds = {"text_input": object, "stream": bool, "use_draft_logits": bool}
-    inputs = []
-    for name, value in values.items():
-        array = np.array([[value]], dtype=kinds.get(name, np.int32))
-        tensor = grpc.InferInput(name, [1, 1], np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array)
-        inputs.append(tensor)
-    arrived: queue.Queue[tuple[Any, Any]] = queue.Queue()
-    responses = []
-    with grpc.InferenceServerClient(endpoint) as client:
-        client.start_stream(lambda result, error: arrived.put((result, error)))
-        client.async_stream_infer("tensorrt_llm_bls", inputs, enable_empty_final_response=True)
-        while True:
-            result, error = arrived.get(timeout=60)
-            if error is not None:
-                raise error
-            response = result.get_response()
-            if response.outputs:
-                responses.append({o.name: result.as_numpy(o.name) for o in response.outputs})
-            if response.parameters["triton_final_response"].bool_param:
-                return responses
-
-
-def text_of(responses: list[dict[str, np.ndarray]]) -> str:
-    return "".join(response["text_output"].flat[0].decode() for response in responses)
-
-
 @pytest.mark.parametrize("name", ["ensemble", "tensorrt_llm_bls"])
 def test_a_whole_answer(endpoint: str, model: Model, name: str) -> None:
     with Client(endpoint) as client:
@@ -141,32 +108,34 @@ def test_a_whole_answer(endpoint: str, model: Model, name: str) -> None:
         )
 
 
-def test_every_end_id_ends_an_answer(endpoint: str, model: Model) -> None:
+def test_every_end_id_ends_an_answer(ask: Callable[..., Any], endpoint: str, model: Model) -> None:
     expected = model.answer(TEXT, 40)
     assert len(expected) == 26  # by the second, which goes along as a stop word
-    assert text_of(ask(endpoint, text_input=TEXT, max_tokens=40, stream=False)) == model.text(expected)
+    assert ask(endpoint, text_input=TEXT, max_tokens=40, stream=False).text == model.text(expected)
 
 
-def test_a_streamed_answer_loses_no_character(endpoint: str, model: Model) -> None:
-    responses = ask(endpoint, text_input=TEXT, max_tokens=24, stream=True)
+def test_a_streamed_answer_loses_no_character(ask: Callable[..., Any], endpoint: str, model: Model) -> None:
+    answer = ask(endpoint, text_input=TEXT, max_tokens=24, stream=True)
     expected = model.text(model.answer(TEXT, 24))
-    assert len(responses) >= 24
-    assert text_of(responses) == expected
+    assert len(answer.responses) >= 24
+    assert answer.text == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("drafts", [1, 3, 4])
 @pytest.mark.parametrize("max_tokens", [1, 2, 24, 40])
 def test_drafts_change_no_token(
-    endpoint: str, model: Model, drafts: int, max_tokens: int, stream: bool
+    ask: Callable[..., Any], endpoint: str, model: Model, drafts: int, max_tokens: int, stream: bool
 ) -> None:
     asked = {"text_input": TEXT, "max_tokens": max_tokens, "stream": stream}
-    responses = ask(endpoint, **asked, num_draft_tokens=drafts)
-    assert text_of(responses) == model.text(model.answer(TEXT, max_tokens))
+    answer = ask(endpoint, **asked, num_draft_tokens=drafts)
+    assert answer.text == model.text(model.answer(TEXT, max_tokens))
     if stream and max_tokens == 24:
-        assert len(responses) < 24  # a round accepts several tokens
+        assert len(answer.responses) < 24  # a round accepts several tokens
 
 
-def test_without_drafts_in_a_request_the_target_answers_alone(endpoint: str, model: Model) -> None:
-    responses = ask(endpoint, text_input=TEXT, max_tokens=12, stream=False, num_draft_tokens=0)
-    assert text_of(responses) == model.text(model.answer(TEXT, 12))
+def test_without_drafts_in_a_request_the_target_answers_alone(
+    ask: Callable[..., Any], endpoint: str, model: Model
+) -> None:
+    answer = ask(endpoint, text_input=TEXT, max_tokens=12, stream=False, num_draft_tokens=0)
+    assert answer.text == model.text(model.answer(TEXT, 12))

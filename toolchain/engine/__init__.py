@@ -15,6 +15,10 @@ def flavour(name: str) -> Flavour:
         from toolchain.engine.tensorrt.flavour import TensorRT
 
         return TensorRT()
-    from toolchain.engine.gpu import GpuFlavour
+    if name == "pytorch":
+        from toolchain.engine.pytorch import PyTorch
 
-    return GpuFlavour(name)
+        return PyTorch()
+    from toolchain.engine.vllm import Vllm
+
+    return Vllm()

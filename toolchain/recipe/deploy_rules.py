@@ -82,10 +82,11 @@ def _processes(section: TensorRTLLM) -> Iterator[Violation]:
 
 
 def _devices(recipe: Recipe, section: TensorRTLLM) -> Iterator[Violation]:
-    groups = section.gpu_device_ids
+    groups, split = section.gpu_device_ids, recipe.parallelism
     if groups is None:
         return
-    path, ranks = f"{_SECTION}.gpu_device_ids", recipe.parallelism.world_size
+    path = f"{_SECTION}.gpu_device_ids"
+    ranks = None if "auto" in (split.tensor, split.pipeline) else split.world_size
     if len(groups) > 1 and section.mode == "leader":
         yield Violation(
             path,
@@ -94,7 +95,7 @@ def _devices(recipe: Recipe, section: TensorRTLLM) -> Iterator[Violation]:
             "in the mode leader the processes of mpirun are the ranks of one instance",
             f"set {_SECTION}.mode to orchestrator",
         )
-    if any(len(group) != ranks for group in groups):
+    if ranks is not None and any(len(group) != ranks for group in groups):
         yield Violation(
             path,
             ("parallelism.tensor", "parallelism.pipeline"),
