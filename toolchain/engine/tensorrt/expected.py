@@ -79,11 +79,11 @@ def _layer(config: RankConfig, tp_rank: int, layer: int, prefix: str, found: Exp
         if mlp.expert is not None:
             continue
         for theirs, ours in mlp_modules(mlp).items():
-            rows, columns = shapes[ours]
-            down = ours == mlp.down
-            shape = (rows, columns // tp) if down else (rows // tp, columns)
+            rows, columns = shapes[ours[0]]
+            down = mlp.down in ours
+            shape = (rows, columns // tp) if down else (len(ours) * rows // tp, columns)
             linear(config, prefix + theirs, shape, found)
-            if has_bias(spec, ours):
+            if has_bias(spec, ours[0]):
                 found.required[f"{prefix}{theirs}.bias"] = Part(shape[:1], plain)
     for theirs, shape in zip(ROUTERS, routers(spec, layer).values(), strict=False):
         dtypes = ("F32",) if theirs == "mlp.router" else plain
@@ -123,7 +123,9 @@ def linear(
     elif algo == NVFP4:
         parts["weight"] = Part((*front, rows, columns // 2), ("U8",))
         parts["weights_scaling_factor"] = Part((*front, rows, groups), ("F8_E4M3",))
-        parts |= {"weights_scaling_factor_2": one, "activation_scaling_factor": SCALAR}
+        # Stacked without a dimension of its own, unlike FP8's: so ModelOpt writes it.
+        second = SCALAR if experts is None else Part((experts,), ("F32",))
+        parts |= {"weights_scaling_factor_2": second, "activation_scaling_factor": SCALAR}
     elif algo == FP8:
         parts["weight"] = Part((*front, rows, columns), ("F8_E4M3", "I8"))
         parts |= {"weights_scaling_factor": one, "activation_scaling_factor": SCALAR}

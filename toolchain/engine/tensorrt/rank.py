@@ -39,10 +39,14 @@ def local_prefix(layer: int) -> str:
     return f"transformer.layers.{layer}."
 
 
-def mlp_modules(mlp: Mlp) -> dict[str, str]:
-    """TensorRT-LLM's names of the linears of an MLP that is not a routed expert -> Hugging Face's."""
-    prefix = "mlp." if mlp == DENSE_MLP else "mlp.shared_expert."
-    return {f"{prefix}fc": mlp.gate, f"{prefix}gate": mlp.up, f"{prefix}proj": mlp.down}
+def mlp_modules(mlp: Mlp) -> dict[str, tuple[str, ...]]:
+    """TensorRT-LLM's names of the linears of an MLP that is not a routed expert -> Hugging Face's.
+
+    A shared expert has its halves in one matrix, as routed ones do: that of `up` comes first.
+    """
+    if mlp == DENSE_MLP:
+        return {"mlp.fc": (mlp.gate,), "mlp.gate": (mlp.up,), "mlp.proj": (mlp.down,)}
+    return {"mlp.shared_expert.fc": (mlp.up, mlp.gate), "mlp.shared_expert.proj": (mlp.down,)}
 
 
 @dataclass
@@ -120,8 +124,12 @@ class RankFile:
         mlps = layer_mlps(spec, index)
         for mlp in mlps:
             if mlp.expert is None:
-                for theirs, ours in mlp_modules(mlp).items():
-                    self._take(prefix, theirs, ours, found)
+                for theirs, members in mlp_modules(mlp).items():
+                    if len(members) > 1:
+                        both = self._linear(prefix + theirs)
+                        found.linears |= dict(zip(members, _halves(both), strict=True))
+                    else:
+                        self._take(prefix, theirs, members[0], found)
         if spec.is_sparse(index):
             self._experts(prefix, {mlp.expert: mlp for mlp in mlps if mlp.expert is not None}, found)
         found.kv_scales = self._kv_scales(prefix)
@@ -170,9 +178,7 @@ class RankFile:
         for expert, up_gate, own_down in zip(self.experts, experts(fused), experts(down), strict=True):
             mlp = mlps[expert]
             both = decode(up_gate, algo, f"{where}.fc of expert {expert}")
-            half = (both.shape[0] if isinstance(both, Tensor) else both.out_features) // 2
-            found.linears[mlp.up] = rows(both, slice(0, half))
-            found.linears[mlp.gate] = rows(both, slice(half, None))
+            found.linears[mlp.up], found.linears[mlp.gate] = _halves(both)
             found.linears[mlp.down] = decode(own_down, algo, f"{where}.proj of expert {expert}")
 
     def _take(self, prefix: str, theirs: str, ours: str, found: RankLayer) -> None:
@@ -204,3 +210,8 @@ class RankFile:
             return larger, larger
         both = self.read(f"{prefix}attention.kv_cache_scaling_factor").reshape(())
         return both, both
+
+
+def _halves(both: QuantizedLinear | Tensor) -> tuple[QuantizedLinear | Tensor, QuantizedLinear | Tensor]:
+    half = (both.shape[0] if isinstance(both, Tensor) else both.out_features) // 2
+    return rows(both, slice(0, half)), rows(both, slice(half, None))

@@ -146,11 +146,15 @@ def _rank(
         for which in "qk":
             if f"self_attn.{which}_norm.weight" in own:
                 yield f"{prefix}attention.{which}_layernorm.weight", own[f"self_attn.{which}_norm.weight"]
-        dense = "mlp.shared_expert." if "mlp.shared_expert.gate_proj.weight" in own else "mlp."
-        if f"{dense}gate_proj.weight" in own:
-            yield f"{prefix}{dense}fc.weight", rows(own[f"{dense}gate_proj.weight"])
-            yield f"{prefix}{dense}gate.weight", rows(own[f"{dense}up_proj.weight"])
-            yield f"{prefix}{dense}proj.weight", columns(own[f"{dense}down_proj.weight"])
+        if "mlp.gate_proj.weight" in own:
+            yield f"{prefix}mlp.fc.weight", rows(own["mlp.gate_proj.weight"])
+            yield f"{prefix}mlp.gate.weight", rows(own["mlp.up_proj.weight"])
+            yield f"{prefix}mlp.proj.weight", columns(own["mlp.down_proj.weight"])
+        shared = "mlp.shared_expert."
+        if f"{shared}gate_proj.weight" in own:
+            parts = [rows(own[f"{shared}{which}_proj.weight"]) for which in ("up", "gate")]
+            yield f"{prefix}{shared}fc.weight", torch.cat(parts)
+            yield f"{prefix}{shared}proj.weight", columns(own[f"{shared}down_proj.weight"])
         if "mlp.up_proj.bias" in own:
             yield f"{prefix}mlp.fc.bias", rows(own["mlp.gate_proj.bias"])
             yield f"{prefix}mlp.gate.bias", rows(own["mlp.up_proj.bias"])
