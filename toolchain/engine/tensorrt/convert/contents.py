@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from quantize.formats.base import NVFP4, LinearScheme
 from quantize.formats.tensorfile import TensorType
-from toolchain.engine.tensorrt.convert.encode import BIAS, Kind, kinds
+from toolchain.engine.tensorrt.convert.encode import ACTIVATION, BIAS, SCALE_2, Kind, kinds
 from toolchain.engine.tensorrt.convert.layout import RankLayout
 from toolchain.engine.tensorrt.convert.modules import (
     PLAIN_TENSORS,
@@ -95,16 +96,25 @@ class Contents:
         found = kinds(own, rows, columns)
         if has_bias(self.spec, module.members[0]):
             found[BIAS] = Kind(None, (rows,), by_rows=True)
-        stack: tuple[int, ...] = ()
-        if part.expert is not None:
-            assert self.spec.moe is not None
-            stack = (len(self.layout.experts(self.spec.moe.num_experts, tp_rank)),)
         return {
             f"{module.name}.{name}": TensorType(
-                kind.dtype or self.dtype, kind.shape if name in SHARED_BY_EXPERTS else stack + kind.shape
+                kind.dtype or self.dtype, self._stacked(name, kind.shape, own, part, tp_rank)
             )
             for name, kind in found.items()
         }
+
+    def _stacked(
+        self, name: str, shape: tuple[int, ...], own: LinearScheme | None, part: Block, tp_rank: int
+    ) -> tuple[int, ...]:
+        """The shape of the tensor of all experts of a rank, from that of one."""
+        if part.expert is None or name in SHARED_BY_EXPERTS:
+            return shape
+        assert self.spec.moe is not None
+        experts = len(self.layout.experts(self.spec.moe.num_experts, tp_rank))
+        # The one scalar that TensorRT-LLM stacks without a dimension of its own.
+        if own is not None and own.quant_algo == NVFP4 and name == SCALE_2:
+            return (experts,)
+        return (experts, *shape)
 
     def rows(self, layer: int, part: Block, module: Module, member: str, tp_rank: int) -> slice:
         """The output channels of a linear of the checkpoint that a rank has."""
@@ -127,7 +137,7 @@ class Contents:
         return self.layout.moe_sizes[0], self.layout.moe_ranks(tp_rank)[0]
 
 
-SHARED_BY_EXPERTS = ("activation_scaling_factor",)
+SHARED_BY_EXPERTS = (ACTIVATION,)
 """What a stack of experts has once."""
 
 

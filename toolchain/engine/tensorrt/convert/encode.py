@@ -37,6 +37,8 @@ ALGOS = (W4A16_AWQ, W4A8_AWQ, FP8, FP8_ROWWISE, INT8_SQ, INT8_WO, NVFP4)
 """Every quant_algo that can be stored."""
 GROUPWISE = (W4A16_AWQ, W4A8_AWQ)
 """Those whose kernels want groups and widths of certain sizes."""
+OF_EXPERTS = (W4A16_AWQ, W4A8_AWQ, FP8, INT8_WO, NVFP4)
+"""Those that experts can have: NVIDIA's exporter has no rank files of experts with the others."""
 _LARGEST_FP8 = 448.0
 
 WEIGHT, BIAS = "weight", "bias"

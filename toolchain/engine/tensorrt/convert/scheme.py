@@ -16,7 +16,7 @@ from quantize.formats.base import (
     LinearScheme,
     Scheme,
 )
-from toolchain.engine.tensorrt.convert.encode import ALGOS, GROUPWISE
+from toolchain.engine.tensorrt.convert.encode import ALGOS, GROUPWISE, OF_EXPERTS
 from toolchain.engine.tensorrt.convert.layout import RankLayout
 from toolchain.engine.tensorrt.convert.modules import COLUMN, QKV, Block, Module, layer_blocks
 from toolchain.errors import BuildError, combined
@@ -113,7 +113,7 @@ def engine_scheme(spec: ModelSpec, scheme: Scheme, layout: RankLayout) -> Engine
             if linear is not None:
                 modules |= dict.fromkeys((module.name for module in block.modules), linear)
                 problems += _misfits(spec, index, block, linear, layout)
-        problems += _uneven_experts(spec, index, blocks, own)
+        problems += _expert_problems(spec, index, blocks, own)
         layers.append(modules)
         names.append(tuple(dict.fromkeys(module.name for block in blocks for module in block.modules)))
     if problems:
@@ -177,23 +177,32 @@ def _differing(spec: ModelSpec, layer: int, block: Block) -> BuildError:
     )
 
 
-def _uneven_experts(
+def _expert_problems(
     spec: ModelSpec, layer: int, blocks: tuple[Block, ...], own: Mapping[str, LinearScheme]
 ) -> Iterator[BuildError]:
-    """The routed experts of a layer are one thing to an engine."""
+    """The routed experts of a layer are one thing to an engine, which does not come in every form."""
     routed = {
         own.get(layer_prefix(layer) + member)
         for block in blocks
         if block.expert is not None
         for member in block.members
     }
+    where = layer_prefix(layer).removesuffix(".")
     if len(routed) > 1:
         yield BuildError(
             "the experts of a layer are quantized differently",
-            where=layer_prefix(layer).removesuffix("."),
+            where=where,
             why="an engine has one method for all experts of a layer",
             fix="exclude all of them or none, and give them one method",
         )
+    for linear in routed:
+        if linear is not None and linear.quant_algo not in OF_EXPERTS:
+            yield BuildError(
+                f"experts cannot be stored as {linear.quant_algo}",
+                where=where,
+                why="it is not known how TensorRT-LLM would read them: ModelOpt does not export such experts",
+                fix=f"choose a method that gives {', '.join(OF_EXPERTS)}",
+            )
 
 
 def _misfits(
