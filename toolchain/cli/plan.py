@@ -17,8 +17,10 @@ from toolchain.cli.common import (
     table,
     verb,
 )
+from toolchain.errors import LlmbuildError
 
 if TYPE_CHECKING:
+    from toolchain.plan.effort import Measured
     from toolchain.plan.plan import Plan
 
 
@@ -49,7 +51,7 @@ def plan(
 
     overrides = [*(set_ or []), *(gpu_overrides(gpu) if gpu is not None else [])]
     loaded = load_recipe(find_recipe(recipe), overrides)
-    made = make_plan(loaded)
+    made = make_plan(loaded, _measured())
     missing = missing_tools(made.resolved)
     if svg is not None:
         from toolchain.report.memory import memory_svg
@@ -64,12 +66,25 @@ def plan(
     made.check()
 
 
+def _measured() -> list[Measured]:
+    """What earlier builds took here; nothing where there is no store to read."""
+    from toolchain.pipeline.history import earlier_runs
+    from toolchain.pipeline.store import Store
+
+    try:
+        return earlier_runs(Store.open())
+    except LlmbuildError:
+        return []
+
+
 def _print(plan: Plan) -> None:
-    from toolchain.report.plan import choice_rows, figure_rows, memory_lines
+    from toolchain.report.plan import choice_rows, figure_rows, memory_lines, stage_rows
 
     table([plan.resolved.name, ""], figure_rows(plan))
     for line in memory_lines(plan):
         typer.echo(line)
+    columns = ["stage", ">host memory", ">GPU memory", ">disk", ">time", "by"]
+    table(columns, stage_rows(plan), title="a build on this machine:")
     if plan.choices:
         columns = [">", "method", "tensor x pipeline", ">weights on a rank", ">sequences", "why"]
         table(columns, choice_rows(plan), title="auto, the best first; the plan is that of 1:")

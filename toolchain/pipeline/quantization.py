@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolchain.plan.device import has_nvidia
 from toolchain.recipe.quantization import READ_BY
 from toolchain.recipe.section import size_bytes
 
 if TYPE_CHECKING:
     from toolchain.recipe.quantization import Quantization
-
-_NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 def quantize_config(quant: Quantization, flavour: str) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def quantize_config(quant: Quantization, flavour: str) -> dict[str, Any]:
 
 def device_type(wanted: str) -> str:
     """ "cpu" or "cuda": where quantization will compute."""
-    if wanted == "cpu" or (wanted == "auto" and not any(path.exists() for path in _NVIDIA_DEVICES)):
+    if wanted == "cpu" or (wanted == "auto" and not has_nvidia()):
         return "cpu"  # as torch would say, without the second that it takes to load
     from quantize.device import choose_device
 

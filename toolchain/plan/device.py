@@ -91,7 +91,23 @@ def host_memory() -> int:
     return total
 
 
+_NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+
+
+def has_nvidia() -> bool:
+    """Whether this machine has an NVIDIA GPU, as far as can be told without asking its driver."""
+    return any(path.exists() for path in _NVIDIA_DEVICES)
+
+
 def cpu_executes_bf16() -> bool:
     """Whether OpenVINO's `fast` computes in bf16 on this CPU."""
-    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
+
+
+def cpu_has_avx512() -> bool:
+    """Whether this CPU has the AVX512 that OpenVINO's kernels want."""
+    return "avx512f" in _cpu_flags()
+
+
+def _cpu_flags() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from toolchain.errors import PlanError
 from toolchain.model.families import active_width
 from toolchain.plan import openvino, ranks
-from toolchain.plan.device import Device, cpu_executes_bf16
+from toolchain.plan.device import Device, cpu_executes_bf16, cpu_has_avx512
 from toolchain.plan.memory import human_bytes
 from toolchain.plan.ranks import Cache, RankMemory, StageWeights
 
@@ -92,6 +92,7 @@ def find_fit(recipe: Recipe, spec: ModelSpec, weights: PlannedWeights, device: D
             weights.assigned,
             precision=engine.precision,
             bf16_cpu=cpu_executes_bf16(),
+            avx512=cpu_has_avx512(),
         )
         stages = [StageWeights(0, spec.num_hidden_layers, 0, private, 0)]
     else:

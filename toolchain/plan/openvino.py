@@ -17,11 +17,13 @@ PLAIN = frozenset({"none", "fp8", "fp8_rowwise"})
 ROUNDED_INPUTS = PLAIN - {"none"} | {"w4a8_awq", "int8_sq", "nvfp4"}
 """Methods for kernels that round activations."""
 
-LAYOUTS = 2.5
-"""Private over stored bytes of codes and scales in f32 execution: the plugin keeps several layouts of them.
+LAYOUTS = {"avx2": (2.0, 1.3), "avx512": (2.5, 1.0)}
+"""Private bytes in f32 execution, over those of codes and scales and over those of plain f32 matrices, by the
+instructions of the CPU: the plugin keeps several layouts of them, for batches of several sizes.
 
-Measured with OpenVINO 2026.4 on random Llamas of 33 M weights, with AVX2: 2.2 for int4 in groups of 32, 2.2
-for int8, 2.0 for nvfp4; with AVX512: 2.5 for int4.
+Measured with OpenVINO 2026.4 on random Llamas of 33 M weights and more, with three requests of different
+lengths. AVX2: what six more layers take (int4 in groups of 32: 2.0; bf16: 1.3). AVX512: of int4 2.5, all that
+three layers take, which is an upper bound; of plain matrices nothing is known.
 """
 
 
@@ -32,6 +34,7 @@ def private_bytes(
     *,
     precision: str,
     bf16_cpu: bool,
+    avx512: bool = True,
 ) -> int:
     """Private memory of the weights in OpenVINO's CPU plugin, which is not what they take on disk.
 
@@ -45,9 +48,11 @@ def private_bytes(
         assigned: how each linear is stored, by full name.
         precision: engine.precision.
         bf16_cpu: whether the CPU executes bf16.
+        avx512: whether it has AVX512.
     """
     bf16 = precision == "fast" and bf16_cpu
-    plain = 2 if bf16 else 4
+    layouts, copies = (1.0, 1.0) if bf16 else LAYOUTS["avx512" if avx512 else "avx2"]
+    plain = 2 if bf16 else 4 * copies
     private = stored = 0.0
     for layer in range(spec.num_hidden_layers):
         for name, shape in linear_shapes(spec, layer).items():
@@ -58,9 +63,33 @@ def private_bytes(
             else:  # scales are f32 in the engine, whatever they were
                 codes = count * load_table("formats")[own.method]["bits"] / 8
                 scales = 4 * shape[0] * math.ceil(shape[1] / (own.group or shape[1]))
-                private += (codes + scales) * (1 if bf16 else LAYOUTS)
+                private += (codes + scales) * layouts
     head = spec.vocab_size * spec.hidden_size  # a tied table is a matrix too
-    return int(private * weights.layer_linears / stored) + plain * head
+    return int(private * weights.layer_linears / stored + plain * head)
+
+
+def ir_bytes(spec: ModelSpec, weights: WeightBytes, assigned: Mapping[str, Storage]) -> int:
+    """Bytes of the weights in the IR: codes and scales; 16-bit and fp8 weights as f32, but a bf16 embedding.
+
+    Args:
+        spec: the model.
+        weights: its stored bytes; less than `assigned` says where a search keeps to a budget.
+        assigned: how each linear is stored, by full name.
+    """
+    kept = stored = 0.0
+    for layer in range(spec.num_hidden_layers):
+        for name, shape in linear_shapes(spec, layer).items():
+            own, count = assigned[layer_prefix(layer) + name], math.prod(shape)
+            stored += linear_bytes(shape, DTYPE_BYTES[spec.dtype], own)
+            if own.method in PLAIN:
+                kept += 4 * count
+            else:
+                groups = shape[0] * math.ceil(shape[1] / (own.group or shape[1]))
+                kept += count * load_table("formats")[own.method]["bits"] / 8 + 4 * groups
+    table = spec.vocab_size * spec.hidden_size
+    embedding = 0 if spec.tie_word_embeddings else table * (2 if spec.dtype == "bfloat16" else 4)
+    norms = 4 * (sum(weights.other) + weights.final_norm) // DTYPE_BYTES[spec.dtype]
+    return int(kept * weights.layer_linears / stored) + 4 * table + embedding + norms
 
 
 def notes(assigned: Mapping[str, Storage]) -> list[str]:

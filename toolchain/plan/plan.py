@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from toolchain.plan import auto, compat, kernels, memory, openvino
 from toolchain.plan.auto import Choice
 from toolchain.plan.build_flags import asked_flags, flag_problems
 from toolchain.plan.device import Device, find_device
+from toolchain.plan.effort import Measured, StageNeed, stage_needs
 from toolchain.plan.facts import ModelFacts, model_facts
 from toolchain.plan.fit import Fit, find_fit, fit_problems
 from toolchain.plan.notes import gpu_notes
@@ -34,6 +36,7 @@ class Plan:
         device: what each rank runs on.
         problems: why the recipe cannot work; empty when it can.
         notes: what a careful engineer would say before spending the time.
+        stages: what each stage of the build takes on this machine.
         choices: the ways to fill in `auto`, the best, which is in `resolved`, first; empty without `auto`.
     """
 
@@ -45,6 +48,7 @@ class Plan:
     problems: list[PlanError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    stages: list[StageNeed] = field(default_factory=list)
 
     @property
     def spec(self) -> ModelSpec:
@@ -124,6 +128,7 @@ class Plan:
                 }
                 for rank in fit.ranks
             ],
+            "stages": [stage.to_json() for stage in self.stages],
             "choices": [vars(choice) for choice in self.choices],
             "problems": [problem.to_json() for problem in self.problems],
             "notes": self.notes,
@@ -135,10 +140,14 @@ class Plan:
             raise combined(self.problems)
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, measured: Sequence[Measured] = ()) -> Plan:
     """Plan `recipe`: memory by rank, KV cache, what fits, what cannot work; `auto` is decided first.
 
     Reads the model's config.json (or the table of published models) and this machine's memory size.
+
+    Args:
+        recipe: what to plan.
+        measured: what earlier builds took on this machine, for the stages' times.
 
     Raises:
         ModelError, ToolchainError: the model's config cannot be had.
@@ -161,6 +170,7 @@ def make_plan(recipe: Recipe) -> Plan:
     made = _plan(recipe, facts, device)
     made.problems[:0] = problems
     made.choices.extend(choices)
+    made.stages.extend(stage_needs(recipe, facts.spec, made.weights, made.fit, measured))
     if not choices and not made.problems:
         made.notes.extend(_unsharded(recipe, facts, device))
     return made

@@ -192,3 +192,26 @@ def choice_rows(plan: Plan) -> list[list[str]]:
         ]
         for place, choice in rows
     ]
+
+
+def stage_rows(plan: Plan) -> list[list[str]]:
+    """Each stage of the build: host memory, GPU memory, disk, time with its range, and where that is from."""
+    return [
+        [
+            need.stage,
+            human_bytes(need.host),
+            human_bytes(need.gpu) if need.gpu else "-",
+            human_bytes(need.disk) if need.disk else "-",
+            f"{human_time(need.seconds)} ({human_time(need.fastest)} to {human_time(need.slowest)})",
+            need.basis,
+        ]
+        for need in plan.stages
+    ]
+
+
+def human_time(seconds: float) -> str:
+    """A duration as people say it, to two digits or so."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,193 @@
+"""What each stage of a build takes on this machine: time with a range, host and GPU memory, disk.
+
+The time is that of a rule of thumb, corrected by what builds of models of this size took here. Without any,
+the rule is that of two CPU cores, of one H100 where quantization computes on a GPU, and of published figures
+for trtllm-build, and the range is wide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from toolchain.plan import memory, openvino
+from toolchain.plan.device import has_nvidia
+from toolchain.plan.fit import GPU_RUNTIME_BYTES
+from toolchain.recipe.section import size_bytes
+
+if TYPE_CHECKING:
+    from toolchain.model.spec import ModelSpec
+    from toolchain.plan.fit import Fit
+    from toolchain.plan.stored import PlannedWeights
+    from toolchain.recipe import Recipe
+    from toolchain.recipe.schema import HeldOutText
+
+LIBRARIES = 256 * 2**20
+"""Interpreter, torch and the like of a stage on the host."""
+
+_UNSURE, _HINTED, _SURE = 3.0, 1.6, 1.25
+"""The range around an estimate, as a factor: measured never, once or twice, or more often."""
+_NEAR = 8.0
+"""Models are of one size if their weights differ by less than this factor. Others tell nothing: most of the
+time of a small one goes to what a large one hardly notices."""
+
+_TRTLLM_HOST = 2.2
+"""Host memory of trtllm-build over a rank's weights: 40.3 GB for 18.5 GB (TensorRT-LLM issue 2324)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how long a stage takes, of this build or an earlier one.
+
+    Args:
+        stage: its name.
+        kind: the method of a quantize stage, the flavour of an engine stage; "" where there are no kinds.
+        device: "cpu" or "cuda".
+        weights: elements of the linears of all layers.
+        stored: bytes that the stage reads or writes, whichever takes longer.
+        tokens: that pass through the model.
+    """
+
+    stage: str
+    kind: str
+    device: str
+    weights: int
+    stored: int
+    tokens: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """The rule of thumb."""
+        if self.stage == "quantize" and self.kind != "none":
+            if self.device == "cuda":
+                return 5 + self.weights * (1e-9 + 3.1e-14 * self.tokens)
+            return 3 + self.weights * (7e-8 + 1e-10 * self.tokens) * _slower()
+        if self.stage in ("gate", "baseline"):
+            each = 1e-9 + 2e-14 * self.tokens if self.device == "cuda" else 7e-8 + 6e-11 * self.tokens
+            return 3 + self.weights * each * (_slower() if self.device == "cpu" else 1)
+        if self.stage == "engine" and self.kind == "tensorrt":
+            return 60 + self.weights * 8e-9
+        return 1 + self.stored / 200e6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A stage that ran here before: its work, how long it took, and its peak of host memory in bytes."""
+
+    work: Work
+    seconds: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """What a stage will take.
+
+    Args:
+        stage: its name.
+        host, gpu, disk: bytes at the peak; of the disk what it leaves there.
+        seconds: likely.
+        fastest, slowest: the range that is to be reckoned with.
+        basis: where the time comes from, in words.
+    """
+
+    stage: str
+    host: int
+    gpu: int
+    disk: int
+    seconds: float
+    fastest: float
+    slowest: float
+    basis: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return asdict(self)
+
+
+def stage_needs(
+    recipe: Recipe,
+    spec: ModelSpec,
+    weights: PlannedWeights,
+    fit: Fit,
+    measured: Sequence[Measured] = (),
+) -> list[StageNeed]:
+    """The stages of a build of `recipe`, which has no `auto`, in order.
+
+    Args:
+        recipe, spec, weights, fit: what is planned.
+        measured: what earlier builds took on this machine.
+    """
+    quant, flavour = recipe.quantization, recipe.engine.flavour
+    device = "cuda" if quant.device == "cuda" or (quant.device == "auto" and has_nvidia()) else "cpu"
+    elements, source, stored = memory.linear_count(spec), weights.source.total, weights.stored.total
+    calibration = quant.calibration if quant.calibrates else None
+    samples, length = (calibration.samples, calibration.seq_len) if calibration is not None else (0, 0)
+    limit = quant.hidden_states_memory
+    layer = memory.quantize_peak_bytes(spec, quant.methods, 0, 0)
+    states = memory.quantize_peak_bytes(
+        spec, quant.methods, samples, length, None if limit is None else size_bytes(limit)
+    ) - layer  # fmt: skip
+    table = memory.weight_bytes(spec).embedding
+    needs = [
+        _need(Work("source", "", "cpu", elements, source), table, 0, 0, measured),
+        _need(
+            Work("quantize", quant.method, device, elements, max(source, stored), samples * length),
+            states if device == "cuda" else states + layer,
+            layer if device == "cuda" else 0,
+            stored,
+            measured,
+        ),
+    ]
+    for stage, text in _passes(recipe):
+        tokens = text.windows * (text.window or min(2048, spec.max_position_embeddings))
+        hidden = memory.quantize_peak_bytes(spec, (), 1, tokens)
+        work = Work(stage, "", device, elements, source, tokens)
+        needs.append(_need(work, hidden, layer if device == "cuda" else 0, 0, measured))
+    if flavour == "tensorrt":
+        ranks = sum(rank.weights.total for rank in fit.ranks)
+        each, at_once = fit.fullest.weights.total, recipe.engine.build.workers or len(fit.ranks)
+        needs.append(_need(Work("convert", "", "cpu", elements, 2 * ranks), 4 * table, 0, ranks, measured))
+        work = Work("engine", flavour, "cuda", elements, ranks)
+        host = int(_TRTLLM_HOST * each * at_once)
+        needs.append(_need(work, host, each + GPU_RUNTIME_BYTES, ranks, measured))
+    elif flavour == "openvino":
+        ir = openvino.ir_bytes(spec, weights.stored, weights.assigned)
+        needs.append(_need(Work("engine", flavour, "cpu", elements, ir), 64 * 2**20, 0, ir, measured))
+    return needs
+
+
+def _passes(recipe: Recipe) -> list[tuple[str, HeldOutText]]:
+    """The runs over held-out text: of the source, kept for later builds, and of the checkpoint."""
+    texts = [text for text in (recipe.gates.perplexity, recipe.gates.kl) if text is not None]
+    different = [text for n, text in enumerate(texts) if not any(text.same_text(t) for t in texts[:n])]
+    return [(stage, text) for text in different for stage in ("baseline", "gate")]
+
+
+def _need(work: Work, host: int, gpu: int, disk: int, measured: Sequence[Measured]) -> StageNeed:
+    """The stage of `work`; `host` is beside the libraries."""
+    rule, peak = work.seconds, LIBRARIES + host
+    near = [one for one in measured if _comparable(one.work, work)]
+    if near:
+        likely = rule * median(one.seconds / one.work.seconds for one in near)
+        spread = _SURE if len(near) > 2 else _HINTED
+        basis = f"{len(near)} earlier run{'s' if len(near) > 1 else ''} here"
+        peak = max((one.peak_memory for one in near if one.work == work), default=peak)
+    else:
+        likely, spread = rule, _UNSURE
+        published = work.stage == "engine" and work.kind == "tensorrt"
+        basis = "published figures" if published else "a rule of thumb: none of this size ran here"
+    return StageNeed(work.stage, peak, gpu, disk, likely, likely / spread, likely * spread, basis)
+
+
+def _comparable(one: Work, other: Work) -> bool:
+    alike = (one.stage, one.kind, one.device) == (other.stage, other.kind, other.device)
+    return alike and 1 / _NEAR < one.weights / other.weights < _NEAR
+
+
+def _slower() -> float:
+    """How much slower this machine's processor is than two cores."""
+    return 2 / max(1, min(os.cpu_count() or 2, 16))
