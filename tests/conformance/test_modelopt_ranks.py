@@ -17,9 +17,9 @@ import torch
 
 from quantize.linear import QuantizedLinear
 from toolchain.engine.tensorrt.checklist import check_checkpoint
-from toolchain.findings import errors
 from toolchain.engine.tensorrt.rank import RankFile, RankLayer
 from toolchain.engine.tensorrt.rank_config import load_rank_config
+from toolchain.findings import errors
 from toolchain.model.checkpoint import Checkpoint
 
 os.environ["HF_HUB_OFFLINE"] = "1"
