@@ -13,7 +13,7 @@ from quantize.formats.base import Part
 from toolchain.engine.tensorrt.config_checks import config_findings
 from toolchain.engine.tensorrt.expected import expected_tensors
 from toolchain.engine.tensorrt.rank import RankFile
-from toolchain.engine.tensorrt.rank_config import load_rank_config
+from toolchain.engine.tensorrt.rank_config import PLAIN_ALGOS, load_rank_config
 from toolchain.engine.tensorrt.value_checks import shared_findings, value_findings
 from toolchain.errors import ModelError
 from toolchain.findings import WARNING, Finding, errors
@@ -93,8 +93,22 @@ def _tensor_findings(file: RankFile) -> Iterator[Finding]:
     """Names, shapes and dtypes of a rank file against what belongs there."""
     expected, stored = expected_tensors(file.config, file.rank), file.checkpoint
     where = str(file.config.rank_file(file.rank))
-    known = expected.required | expected.optional
-    missing = [name for name in expected.required if name not in stored]
+    processed = _processed(file)
+    if processed:
+        yield Finding(
+            f"the weights of {len(processed)} linears are int8 already: {_some(processed)}",
+            where,
+            "they were permuted for one kind of GPU, which the file does not name",
+            "convert with llmbuild, which leaves them to trtllm-build on the GPU that will serve",
+            WARNING,
+        )
+    skipped = tuple(f"{module}." for module in (*expected.unknown, *processed))
+    known = {
+        name: part
+        for name, part in (expected.required | expected.optional).items()
+        if not name.startswith(skipped)
+    }
+    missing = [name for name in known if name in expected.required and name not in stored]
     if missing:
         yield Finding(
             f"{_count(missing)} missing: {_some(missing)}",
@@ -102,7 +116,7 @@ def _tensor_findings(file: RankFile) -> Iterator[Finding]:
             "TensorRT-LLM refuses the file" + _stage_hint(file, missing),
             _AGAIN,
         )
-    surplus = [name for name in stored.names if name not in known]
+    surplus = [name for name in stored.names if name not in known and not name.startswith(skipped)]
     if surplus:
         yield Finding(
             f"{_count(surplus)} not part of the model: {_some(surplus)}",
@@ -114,6 +128,14 @@ def _tensor_findings(file: RankFile) -> Iterator[Finding]:
     for name, part in known.items():
         if name in stored:
             yield from _part_findings(file, name, part)
+
+
+def _processed(file: RankFile) -> list[str]:
+    """The linears of W8A16 and W4A16 whose weights are not plain."""
+    if file.config.quant_algo not in PLAIN_ALGOS:
+        return []
+    scale = ".per_channel_scale"
+    return [name.removesuffix(scale) for name in file.checkpoint.names if name.endswith(scale)]
 
 
 def _part_findings(file: RankFile, name: str, part: Part) -> Iterator[Finding]:

@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 
 from packaging.version import InvalidVersion, Version
 
-from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, MIXED, NVFP4, W4A8_AWQ, W4A16_AWQ
+from quantize.formats.base import MIXED, W4A8_AWQ
 from toolchain.data import load_table
-from toolchain.engine.tensorrt.decode import ROW_PAIRS, SQ_PLUGINS
+from toolchain.engine.tensorrt.decode import DECODED, ROW_PAIRS
 from toolchain.engine.tensorrt.rank_config import DEFAULT_EXCLUDE, PLAIN_ALGOS, RankConfig
+from toolchain.engine.tensorrt.size_checks import size_findings
 from toolchain.findings import WARNING, Finding
-from toolchain.model.families import layer_examples, linear_shapes
 
 QUANTIZATION_KEYS = (
     *("quant_algo", "kv_cache_quant_algo", "group_size", "smoothquant_val", "clamp_val", "use_meta_recipe"),
@@ -25,7 +25,7 @@ _OTHER_ALGOS = (
     *("W4A8_QSERVE_PER_GROUP", "W4A8_QSERVE_PER_CHANNEL", "FP8_BLOCK_SCALES", "INT8", "NO_QUANT"),
     *("W4A8_NVFP4_FP8", "W4A8_MXFP4_FP8", "W4A8_MXFP4_MXFP8", "W4A16_MXFP4"),
 )
-_CHECKED = (*PLAIN_ALGOS, W4A16_AWQ, W4A8_AWQ, FP8, FP8_ROWWISE, INT8_SQ, NVFP4, MIXED, *SQ_PLUGINS)
+_CHECKED = (*PLAIN_ALGOS, *DECODED, MIXED)
 _CACHES = ("INT8", "FP8")
 _AGAIN = "convert the model again"
 
@@ -40,7 +40,7 @@ def config_findings(config: RankConfig, target: str | None = None) -> Iterator[F
     yield from _model(config)
     yield from _quantization(config)
     yield from _mapping(config)
-    yield from _sizes(config)
+    yield from size_findings(config)
     if target is not None:
         yield from _version(config, target)
 
@@ -66,8 +66,6 @@ def _model(config: RankConfig) -> Iterator[Finding]:
             f"{spec.architecture} normalizes its queries and keys; TensorRT-LLM would leave that out",
             "set it to true",
         )
-    if spec.moe is not None and not spec.moe.num_experts_per_tok <= spec.moe.num_experts:
-        yield Finding("it exceeds num_experts", _where(config, "moe.top_k"), fix=_AGAIN)
 
 
 def _quantization(config: RankConfig) -> Iterator[Finding]:
@@ -197,93 +195,6 @@ def _mapping(config: RankConfig) -> Iterator[Finding]:
                 "remove it",
                 WARNING,
             )
-
-
-def _sizes(config: RankConfig) -> Iterator[Finding]:
-    spec, mapping = config.spec, config.mapping
-    tp = mapping.tp
-    if spec.num_attention_heads % tp:
-        yield _indivisible(config, "num_attention_heads", spec.num_attention_heads, tp)
-    kv = spec.num_key_value_heads
-    if kv % tp and tp % kv:
-        yield _indivisible(config, "num_key_value_heads", kv, tp, "or divide it, when heads are repeated")
-    if mapping.pp > spec.num_hidden_layers:
-        yield Finding(
-            f"{spec.num_hidden_layers} layers do not make {mapping.pp} stages",
-            _where(config, "mapping.pp_size"),
-            fix="convert with fewer stages",
-        )
-    if config.embedding_sharding not in (None, 0, 1):
-        yield Finding("it is neither 0 nor 1", _where(config, "embedding_sharding_dim"), fix=_AGAIN)
-    if config.embedding_sharding == 1 and spec.hidden_size % tp:
-        yield _indivisible(config, "hidden_size", spec.hidden_size, tp)
-    if spec.moe is not None and spec.moe.num_experts % mapping.moe_ep:
-        yield _indivisible(config, "moe.num_experts", spec.moe.num_experts, mapping.moe_ep)
-    for layer in layer_examples(spec):
-        for module, shape in linear_shapes(spec, layer).items():
-            yield from _linear_sizes(config, module, shape)
-
-
-def _linear_sizes(config: RankConfig, module: str, shape: tuple[int, int]) -> Iterator[Finding]:
-    """Of one linear of the model: Hugging Face's name relative to the layer, [out, in]."""
-    spec, mapping, algo = config.spec, config.mapping, config.quant_algo
-    expert = ".experts." in module
-    if expert and ".experts.0." not in module:
-        return
-    parts = mapping.moe_tp if expert else mapping.tp
-    down = module.endswith(("o_proj", "down_proj", "w2"))
-    cut = shape[1] if down else shape[0]
-    keys = module.endswith(("k_proj", "v_proj"))
-    where = f"{config.directory / 'config.json'}: {module}"
-    if cut % parts and not keys and not module.endswith(("q_proj", "o_proj")):
-        yield Finding(
-            f"its {cut} channels do not divide by {parts}",
-            where,
-            "every rank has an equal part of them",
-            "convert with fewer tensor-parallel ranks",
-        )
-        return
-    if algo == NVFP4 and (shape[1] // (parts if down else 1)) % 16:
-        yield Finding(f"{shape[1]} input channels are no whole blocks of 16 on each rank", where, fix=_AGAIN)
-    group = config.quantization.get("group_size")
-    if algo not in ROW_PAIRS or type(group) is not int or group < 1:
-        return
-    if down and (cut // parts) % group:
-        yield Finding(
-            f"a rank's {cut // parts} input channels are no whole groups of {group}",
-            where,
-            "a group whose channels lie on two ranks has no scale of its own",
-            "convert with fewer tensor-parallel ranks, or quantize with a smaller group_size",
-        )
-    rows = (
-        (spec.num_attention_heads // parts + 2 * max(1, spec.num_key_value_heads // parts)) * spec.head_dim
-        if module.endswith("q_proj")
-        else shape[0] // (1 if down else parts)
-    )
-    if rows % 2 and not keys:
-        yield Finding(f"{rows} output channels on a rank are stored in pairs", where, fix=_AGAIN)
-    unit = max(128 if algo == W4A8_AWQ else 64, group) * mapping.tp
-    fused = (spec.num_attention_heads + 2 * spec.num_key_value_heads) * spec.head_dim
-    sizes = () if keys else (fused if module.endswith("q_proj") else shape[0], shape[1])
-    for name, size in zip(("output", "input"), sizes, strict=False):
-        if size % unit:
-            yield Finding(
-                f"{size} {name} channels are no multiple of {unit}",
-                where,
-                f"TensorRT-LLM pads {algo} layers to multiples of {unit // mapping.tp} times tp "
-                f"{mapping.tp}, and does not pad what is stored",
-                "convert with fewer tensor-parallel ranks, or a smaller group_size",
-                WARNING,
-            )
-
-
-def _indivisible(config: RankConfig, key: str, size: int, parts: int, also: str = "") -> Finding:
-    return Finding(
-        f"{size} does not divide by {parts}",
-        _where(config, key),
-        f"{parts} ranks share it equally; {parts} must divide it{' ' + also if also else ''}",
-        "convert with another number of ranks",
-    )
 
 
 def _version(config: RankConfig, target: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from quantize.formats.base import FP8, FP8_ROWWISE, INT8_SQ, NVFP4, W4A8_AWQ, Part
 from quantize.simulate import FP4_BLOCK
-from toolchain.engine.tensorrt.decode import ROW_PAIRS, SQ_PLUGINS
+from toolchain.engine.tensorrt.decode import DECODED, ROW_PAIRS, SQ_PLUGINS
 from toolchain.engine.tensorrt.rank import (
     HEAD,
     LN_F,
@@ -17,7 +17,7 @@ from toolchain.engine.tensorrt.rank import (
     local_prefix,
     mlp_modules,
 )
-from toolchain.engine.tensorrt.rank_config import RankConfig
+from toolchain.engine.tensorrt.rank_config import PLAIN_ALGOS, RankConfig
 from toolchain.model.families import has_bias, layer_mlps, linear_shapes, routers
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -28,10 +28,14 @@ SCALAR = Part((1,), ("F32",))
 
 @dataclass(frozen=True)
 class Expected:
-    """What a rank file holds, by full name: what it must, and what it may besides."""
+    """What a rank file holds, by full name: what it must, and what it may besides.
+
+    Of the linears `unknown` nothing is known: their algorithm's tensors are not described here.
+    """
 
     required: dict[str, Part] = field(default_factory=dict)
     optional: dict[str, Part] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
 
 
 def expected_tensors(config: RankConfig, rank: int) -> Expected:
@@ -105,6 +109,9 @@ def linear(
 ) -> None:
     """Add the tensors of a linear whose weight is of `shape` on the rank, of `experts` if it is of those."""
     algo, dtype = config.algo(module), DTYPES[config.spec.dtype]
+    if algo not in (None, *PLAIN_ALGOS, *DECODED):
+        found.unknown.add(module)
+        return
     rows, columns = shape
     front = () if experts is None else (experts,)
     one = SCALAR if experts is None else Part((experts, 1), ("F32",))

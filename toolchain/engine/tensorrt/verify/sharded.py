@@ -50,7 +50,7 @@ class ShardedModel:
         local_S = tokens_S - self.file.tp_rank * len(table)
         mine_S = (local_S >= 0) & (local_S < len(table))
         found_SH = F.embedding(local_S.where(mine_S, torch.zeros_like(local_S)), table).float()
-        return self._summed((found_SH * mine_S.unsqueeze(-1)).to(self.device))
+        return self.summed((found_SH * mine_S.unsqueeze(-1)).to(self.device))
 
     def layer(self, index: int) -> ShardedLayer:
         """Decoder layer `index`, its weights decoded; they live as long as it."""
@@ -63,7 +63,8 @@ class ShardedModel:
         local_BSV = linear(rms_norm(hidden_BSH, norm_H, self.spec.rms_norm_eps), head_VH)
         return self._joined(local_BSV)
 
-    def _summed(self, partial: Tensor) -> Tensor:
+    def summed(self, partial: Tensor) -> Tensor:
+        """The sum of what all ranks of the stage have, in `partial`'s place."""
         if self.size > 1:
             dist.all_reduce(partial, group=self.group)
         return partial
@@ -111,7 +112,7 @@ class ShardedLayer:
         return self._whole(mlp_update(self._layer, hidden_BSH), self._biases[1])
 
     def _whole(self, partial_BSH: Tensor, bias_H: Tensor | None) -> Tensor:
-        summed_BSH = self._model._summed(partial_BSH)
+        summed_BSH = self._model.summed(partial_BSH)
         return summed_BSH if bias_H is None else summed_BSH + bias_H
 
 

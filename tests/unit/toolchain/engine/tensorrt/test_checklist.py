@@ -126,3 +126,23 @@ def test_groups_must_be_whole_on_every_rank(make_ranks: Any) -> None:
     text = told(ranks)
     assert "a rank's 48 input channels are no whole groups of 64" in text
     assert errors(check_checkpoint(ranks))
+
+
+def test_weights_that_belong_to_one_gpu_are_told_and_not_judged(make_ranks: Any) -> None:
+    _, ranks = make_ranks("Llama", 1, 1)
+    edit_config(ranks, quantization={"quant_algo": "W8A16"})
+    assert check_checkpoint(ranks) == []  # plain weights, for trtllm-build to quantize
+
+    def process(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{LAYER}mlp.fc.weight"] = torch.zeros(64, 96, dtype=torch.int8)
+        tensors[f"{LAYER}mlp.fc.per_channel_scale"] = torch.ones(96, dtype=torch.bfloat16)
+
+    edit(ranks, 0, process)
+    (found,) = check_checkpoint(ranks)
+    assert (found.level, found.what) == (
+        "warning",
+        f"the weights of 1 linears are int8 already: {LAYER}mlp.fc",
+    )
+    edit_config(ranks, quantization={"quant_algo": "W4A16_GPTQ"})
+    (found,) = check_checkpoint(ranks)
+    assert "as one kind of GPU wants them" in found.what
