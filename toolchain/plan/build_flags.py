@@ -23,6 +23,8 @@ class Flag:
     choices: tuple[str, ...] = ()
     default: str | int | None = None
     first: str | None = None
+    not_on: tuple[int, ...] = ()
+    models: tuple[str, ...] = ()
     set_by: str | None = None
     unused: str | None = None
 
@@ -34,34 +36,57 @@ class Flag:
 @cache
 def build_flags() -> Mapping[str, Flag]:
     """All of them, by name."""
-    return {
-        name: Flag(name, **{**facts, "choices": tuple(facts.get("choices", ()))})
-        for name, facts in load_table("build_flags").items()
-    }
+    found = {}
+    for name, facts in load_table("build_flags").items():
+        lists = {key: tuple(facts.get(key, ())) for key in ("choices", "not_on", "models")}
+        found[name] = Flag(name, **(facts | lists))
+    return found
 
 
-def flag_problems(asked: Mapping[str, Any], version: str) -> list[PlanError]:
-    """Why trtllm-build of `version` cannot take the flags of `engine.build`; empty when it can.
+def flag_problems(
+    asked: Mapping[str, Any], version: str, *, gpu: str | None = None, architecture: str | None = None
+) -> list[PlanError]:
+    """Why trtllm-build of `version` will not take the flags of `engine.build`; empty when it will.
 
     Args:
-        asked: flags by name that differ from trtllm-build's own choice, as `asked_flags` gives them.
+        asked: flags by name that say something, as `asked_flags` gives them.
         version: of TensorRT-LLM.
+        gpu: a row of `data/gpus.yaml`; None where it is not known.
+        architecture: of the model, as its config.json has it; None where it is not known.
     """
     problems = []
-    for name in asked:
+
+    def refuse(name: str, what: str, why: str, fix: str) -> None:
+        problems.append(PlanError(what, where=f"engine.build.{name}", why=why, fix=fix))
+
+    sm = load_table("gpus").get(gpu or "", {}).get("sm")
+    for name, value in asked.items():
         flag = build_flags()[name]
-        if flag.known_to(version):
-            continue
-        able = [one for one in releases() if "tensorrt" in one.flavours and flag.known_to(one.version)]
-        near = nearest(version, able)
-        problems.append(
-            PlanError(
+        if not flag.known_to(version):
+            able = [one for one in releases() if "tensorrt" in one.flavours and flag.known_to(one.version)]
+            near = nearest(version, able)
+            refuse(
+                name,
                 f"trtllm-build of TensorRT-LLM {version} has no flag --{name}",
-                where=f"engine.build.{name}",
-                why=f"the oldest release that is known to have it is {flag.first}",
-                fix=f"remove it, or set engine.version to {near.version if near else flag.first}",
+                f"the oldest release that is known to have it is {flag.first}",
+                f"remove it, or set engine.version to {near.version if near else flag.first}",
             )
-        )
+        if value in (False, "disable"):
+            continue
+        if sm in flag.not_on:
+            refuse(
+                name,
+                f"trtllm-build refuses --{name} on {gpu}",
+                f"it has no kernels for compute capability {sm / 10:.1f}",
+                "remove it, or choose another engine.gpu",
+            )
+        if flag.models and architecture not in (None, *flag.models):
+            refuse(
+                name,
+                f"trtllm-build refuses --{name} for {architecture}",
+                f"it takes it for {', '.join(flag.models)} alone",
+                "remove it",
+            )
     return problems
 
 

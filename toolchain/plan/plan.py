@@ -205,7 +205,8 @@ def _plan(recipe: Recipe, facts: ModelFacts, device: Device) -> Plan:
     problems += serving_problems(recipe)
     if engine.flavour == "tensorrt":
         asked = asked_flags(engine.build.model_dump())
-        problems += flag_problems(asked, engine.version or default_version("tensorrt"))
+        version = engine.version or default_version("tensorrt")
+        problems += flag_problems(asked, version, gpu=engine.gpu, architecture=spec.architecture)
     weights = planned_weights(spec, quant, engine.flavour)
     problems += weights.problems
     problems += compat.parallel_problems(spec, weights, engine.flavour, recipe.parallelism)

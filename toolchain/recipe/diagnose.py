@@ -11,7 +11,7 @@ from toolchain.errors import LlmbuildError
 from toolchain.recipe.document import KeyPath, Leaf, Table, find, leaves, locate, plain
 from toolchain.recipe.fields import all_paths, expectation, fragment_at, nearest
 from toolchain.recipe.marks import Mark, problem, quoted, shown
-from toolchain.recipe.mend import OTHER_PLACES, mend, path_name
+from toolchain.recipe.mend import OTHER_PLACES, mend, path_name, unset_flag
 from toolchain.recipe.rules import violations
 from toolchain.recipe.scalars import ambiguity
 from toolchain.recipe.schema import Recipe
@@ -153,7 +153,10 @@ def _unknown_key(tree: Table, path: KeyPath) -> Found:
     place = f"section {path_name(section)}" if section else "a recipe"
     elsewhere = OTHER_PLACES.get(key) or next((p for p in all_paths() if p.rpartition(".")[2] == key), None)
     near = nearest(key, names)
-    if elsewhere is not None:
+    unset = unset_flag(key) if section == ("engine", "build") else None
+    if unset is not None:
+        why, fix = unset, "remove it"
+    elif elsewhere is not None:
         why, fix = f"{place} has no such field", f"write it as {elsewhere}"
     elif near is not None:
         why, fix = f"{place} has no such field; the nearest name is {near}", f"write `{near}`"

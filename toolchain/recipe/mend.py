@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from toolchain.data import load_table
 from toolchain.recipe.document import KeyPath, Leaf, Tree
 from toolchain.recipe.fields import Fragment, as_yaml, nearest
 from toolchain.recipe.scalars import resolve
-from toolchain.recipe.section import DATASET_FORM, PERCENT_FORM, SIZE_FORM, SLUG_FORM, SOURCE_FORM
+from toolchain.recipe.section import DATASET_FORM, PATH_FORM, PERCENT_FORM, SIZE_FORM, SLUG_FORM, SOURCE_FORM
 
 # What TensorRT-LLM, ModelOpt and vLLM call a thing that has another name or place here.
 OTHER_PLACES = {
@@ -37,10 +38,13 @@ OTHER_PLACES = {
     "tensor_parallel": "parallelism.tensor",
     "tensor_parallel_size": "parallelism.tensor",
     "tp_size": "parallelism.tensor",
+    "use_inflight_batching": "deploy.batching",
+    "world_size": "parallelism.tensor",
 }
 # And what they call a choice.
 _OTHER_WORDS = {
     "bf16": "bfloat16",
+    "float8": "fp8",
     "fp16": "float16",
     "fp32": "float32",
     "full_prec": "none",
@@ -54,6 +58,27 @@ _OTHER_WORDS = {
     "trt": "tensorrt",
     "w4a16_awq": "awq",
 }
+
+
+# Flags of trtllm-build that older guides show and the versions that we build with no longer have.
+_GONE = (
+    "auto_parallel",
+    "builder_opt",
+    "cluster_key",
+    "enable_xqa",
+    "gpus_per_node",
+    "use_custom_all_reduce",
+)
+
+
+def unset_flag(name: str) -> str | None:
+    """Why `engine.build` has no field for a flag of trtllm-build; None for what is, or was, no flag."""
+    if name in _GONE:
+        return "trtllm-build no longer has this flag"
+    facts = load_table("build_flags").get(name, {})
+    if "unused" in facts:
+        return f"trtllm-build has this flag, but {facts['unused']}"
+    return "llmbuild sets this flag itself" if facts.get("set_by") == "llmbuild" else None
 
 
 def path_name(path: KeyPath) -> str:
@@ -77,7 +102,8 @@ def mend(path: KeyPath, fragment: Fragment, value: object, tree: Tree | None) ->
         return f"write {value.lower()}"
     raw = tree.raw if isinstance(tree, Leaf) else None
     if fragment["type"] == "boolean":
-        return "write true or false"
+        known = {"enable": "true", "disable": "false"}.get(value) if isinstance(value, str) else None
+        return f"write {known or 'true or false'}"
     mended = {"integer": _mend_number, "number": _mend_number, "string": _mend_text}.get(fragment["type"])
     if mended is not None:
         return mended(fragment, value, raw) or _see(path)
@@ -123,6 +149,8 @@ def _mend_text(fragment: Fragment, value: object, raw: str | None) -> str | None
             return f"write {number[0]}{unit[0].upper()}{unit[1:]}B"
         if form == SOURCE_FORM and value.count("/") > 1 and value.isprintable():
             return f"for a directory, write ./{value}"
+        if form == PATH_FORM and value and value.isprintable():
+            return f"write ./{value}"
         return None
     if raw is None:
         return None

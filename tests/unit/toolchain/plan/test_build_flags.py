@@ -66,6 +66,23 @@ def test_a_flag_that_the_version_does_not_know() -> None:
     assert flag_problems({"norm_quant_fusion": True}, "1.2.1") == []
 
 
+def test_a_flag_that_the_gpu_has_no_kernels_for() -> None:
+    (problem,) = flag_problems({"low_latency_gemm_plugin": "fp8"}, "1.2.1", gpu="b200")
+    assert problem.what == "trtllm-build refuses --low_latency_gemm_plugin on b200"
+    assert "10.0" in str(problem.why)
+    assert flag_problems({"low_latency_gemm_plugin": "disable"}, "1.2.1", gpu="b200") == []
+    assert flag_problems({"low_latency_gemm_plugin": "fp8"}, "1.2.1", gpu="h100") == []
+    assert flag_problems({"low_latency_gemm_plugin": "fp8"}, "1.2.1") == []
+
+
+def test_a_flag_for_one_model_alone() -> None:
+    asked = {"pp_reduce_scatter": True}
+    (problem,) = flag_problems(asked, "1.2.1", architecture="LlamaForCausalLM")
+    assert problem.what == "trtllm-build refuses --pp_reduce_scatter for LlamaForCausalLM"
+    assert flag_problems(asked, "1.2.1", architecture="MixtralForCausalLM") == []
+    assert flag_problems({"pp_reduce_scatter": False}, "1.2.1", architecture="LlamaForCausalLM") == []
+
+
 def test_only_what_says_something_is_asked() -> None:
     assert asked_flags(TrtllmBuild().model_dump()) == {}
     build = TrtllmBuild(
