@@ -37,7 +37,8 @@ def compat(
 ) -> None:
     """Say which quantization methods and KV caches run on which engine flavour and GPU.
 
-    `plan` and `build` judge a recipe by the same table, before any work.
+    `plan` and `build` judge a recipe by the same table, before any work. With --releases or --engine, say
+    what belongs to TensorRT-LLM's releases, or whether engines load where they are going.
 
     Example: llmbuild compat --gpu a100-80g
     """

@@ -6,7 +6,8 @@ has read it, and a run over another number of ranks fails an assertion; each say
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -72,18 +73,15 @@ def target(
 
 def here() -> Target:
     """This machine, as far as can be told: its TensorRT-LLM, and its GPUs if they are of one kind."""
-    try:
-        known = release(metadata.version("tensorrt-llm"))
-    except metadata.PackageNotFoundError:
-        known = None
+    found = Target()
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        version = metadata.version("tensorrt-llm")
+        known = release(version) or Release(version)
+        found = replace(found, tensorrt_llm=known.version, tensorrt=known.tensorrt)
     gpus = installed_gpus()
-    one = gpus[0] if len({gpu.sm for gpu in gpus}) == 1 else None
-    return Target(
-        known.version if known else None,
-        known.tensorrt if known else None,
-        one.sm if one else None,
-        one.name if one else None,
-    )
+    if len({gpu.sm for gpu in gpus}) == 1:
+        found = replace(found, sm=gpus[0].sm, gpu=gpus[0].name)
+    return found
 
 
 def require_loads(directory: Path, where: Target) -> EngineFacts:
@@ -132,8 +130,8 @@ def loading_problems(engine: EngineFacts, where: Target, directory: Path) -> lis
         refuse(
             f"the engines are for {architecture(engine.sm)}{_built_on(engine)}, and {there} is to run them",
             "kernels are compiled for one architecture",
-            f"build again with engine.gpu {where.gpu or 'of that architecture'}, which takes the stored "
-            "checkpoint and builds the engine alone",
+            f"build again with engine.gpu {_name(where)}, which takes the stored checkpoint and builds the "
+            "engine alone",
         )
     if where.world_size not in (None, engine.world_size):
         refuse(
@@ -150,6 +148,11 @@ def _serve_with(engine: EngineFacts) -> str:
     known = release(engine.tensorrt_llm)
     image = known.triton_image if known else None
     return f"serve with {image}; " if image else ""
+
+
+def _name(where: Target) -> str:
+    """The target's GPU as a recipe names it."""
+    return where.gpu if where.gpu and known_sm(where.gpu) else "set to the GPU that is there"
 
 
 def _built_on(engine: EngineFacts) -> str:

@@ -61,8 +61,7 @@ def slurm_job(
     """
     container: list[str] = []
     if image is not None:
-        registry, _, path = image.partition("/")
-        container = [f"--container-image={registry}#{path}", f"--container-mounts={store}:{store}"]
+        container = [f"--container-image={_enroot(image)}", f"--container-mounts={store}:{store}"]
     options = [
         f"--job-name={name}",
         "--nodes=1",
@@ -130,3 +129,10 @@ def kubernetes_job(
     }
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
     return yaml.safe_dump(job, sort_keys=False, width=1000)
+
+
+def _enroot(image: str) -> str:
+    """An image as Pyxis wants it: registry#path."""
+    registry, slash, path = image.partition("/")
+    is_host = slash and ("." in registry or ":" in registry or registry == "localhost")
+    return f"{registry}#{path}" if is_host else image

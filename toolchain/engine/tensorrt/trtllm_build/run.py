@@ -85,12 +85,12 @@ class Host:
 def build_engines(
     order: Order, host: Host, out_dir: Path, work_dir: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Build, check and stamp the engines, and move them to `out_dir`; return facts for the manifest.
+    """Build, check and stamp the engines, and leave them in `out_dir`; return facts for the manifest.
 
     Args:
         order, host: what, and where.
         out_dir: empty; nothing is in it until all is well.
-        work_dir: scratch on the same file system that outlives this call if it fails.
+        work_dir: scratch on the same file system; it outlives this call if that fails.
         progress: told of ranks, phases and warnings.
 
     Raises:
@@ -110,12 +110,13 @@ def build_engines(
             shutil.rmtree(stale)
         built = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=work_dir))
         facts, gpus = _run(order, host, built, work_dir, progress), installed_gpus()
-    facts |= _finish(order, built, gpus)
-    for path in built.iterdir():
-        if path.name != jobs.GPUS_FILE:
-            path.rename(out_dir / path.name)
+    engine = _checked(order, built, gpus)
+    # Linked, not moved: if this is interrupted, what a cluster has built is still there for the next run.
+    own = shutil.ignore_patterns(jobs.GPUS_FILE)
+    shutil.copytree(built, out_dir, copy_function=os.link, ignore=own, dirs_exist_ok=True)
     shutil.copyfile(work_dir / jobs.LOG, out_dir / jobs.LOG)
-    return facts
+    write_stamp(out_dir, engine)
+    return facts | {"tensorrt_llm": engine.tensorrt_llm, "tensorrt": engine.tensorrt, "gpu": engine.gpu}
 
 
 def _with_own_files(order: Order, work_dir: Path) -> Order:
@@ -200,8 +201,8 @@ def _run(order: Order, host: Host, built: Path, work_dir: Path, progress: Progre
     return facts
 
 
-def _finish(order: Order, built: Path, gpus: list[Gpu]) -> dict[str, Any]:
-    """Check what was built, stamp it, and return what a manifest should say of it."""
+def _checked(order: Order, built: Path, gpus: list[Gpu]) -> EngineFacts:
+    """What the engines are tied to, if they are what was ordered; `gpus` are those that built them."""
     check_engine(
         built,
         order.checkpoint,
@@ -219,14 +220,12 @@ def _finish(order: Order, built: Path, gpus: list[Gpu]) -> dict[str, Any]:
             fix="set engine.gpu to the GPU that builds, or build on the one that it names",
         )
     known = release(order.version)
-    facts: EngineFacts = replace(
+    return replace(
         read_engine(built),
         tensorrt=known.tensorrt if known else None,
         sm=order.sm,
         gpu=next(gpu.name for gpu in gpus if gpu.sm == order.sm),
     )
-    write_stamp(built, facts)
-    return {"tensorrt_llm": facts.tensorrt_llm, "tensorrt": facts.tensorrt, "gpu": facts.gpu}
 
 
 def _to_submit(order: Order, host: Host, work_dir: Path) -> ToolchainError:

@@ -80,6 +80,12 @@ def test_another_tensorrt_of_the_same_tensorrt_llm() -> None:
     assert problem.what == "the engines are of TensorRT 10.14.1.48, and 10.13.3.9 is to run them"
 
 
+def test_a_machine_names_its_gpu_in_its_own_words() -> None:
+    (problem,) = loading_problems(FACTS, Target(sm=89, gpu="NVIDIA L40S"), Path("e"))
+    assert "NVIDIA L40S (sm_89) is to run them" in problem.what
+    assert "engine.gpu set to the GPU that is there" in str(problem.fix)
+
+
 def test_every_reason_is_told() -> None:
     problems = loading_problems(FACTS, target(version="1.0.0", gpu="b200", world_size=1), Path("e"))
     assert len(problems) == 3

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def assert_dead(pid: int) -> None:
+    """A killed process may take a moment; a zombie is dead, whoever reaps it."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if status.rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} is alive")
 
 
 @pytest.fixture

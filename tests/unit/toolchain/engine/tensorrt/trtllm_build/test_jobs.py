@@ -47,6 +47,15 @@ def test_a_script_without_container_and_limit() -> None:
     assert text.splitlines()[-1] == f"srun bash '{WORK}/build.sh'"
 
 
+@pytest.mark.parametrize(
+    ("image", "pyxis"),
+    [("nvcr.io/nvidia/x:1", "nvcr.io#nvidia/x:1"), ("ours/x:1", "ours/x:1"), ("x:1", "x:1")],
+)
+def test_an_image_of_a_registry_is_written_as_pyxis_wants_it(image: str, pyxis: str) -> None:
+    text = slurm_job("n", WORK, STORE, gpus=1, image=image, timeout_minutes=None)
+    assert f"--container-image={pyxis}" in text.replace("'", "")
+
+
 def test_the_job_is_what_kubernetes_takes() -> None:
     job = yaml.safe_load(KUBERNETES)
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
