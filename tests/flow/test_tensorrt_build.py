@@ -29,6 +29,7 @@ GPU_RECIPE = (
     "engine.gpu=h100",
     "parallelism.tensor=2",
     "parallelism.pipeline=2",
+    "engine.max_seq_len=null",
 )
 
 
@@ -67,6 +68,9 @@ def test_from_model_to_repository(machine: Path, monkeypatch: pytest.MonkeyPatch
     engine = artifact.dir("engine")
     assert read_engine(engine).world_size == 4
     assert {path.name for path in engine.glob("rank*.engine")} == {f"rank{n}.engine" for n in range(4)}
+    built_for = json.loads((engine / "config.json").read_text())["build_config"]
+    source = json.loads((artifact.dir("quantize") / "config.json").read_text())
+    assert built_for["max_seq_len"] == source["max_position_embeddings"]  # as an absent max_seq_len says
     record = artifact.manifest.stages["engine"].record
     assert record.arch == "sm_90"
     assert record.tools == {"tensorrt-llm": "1.2.1", "tensorrt": "10.14.1.48"}

@@ -11,6 +11,7 @@ from toolchain.engine.tensorrt.gpus import architecture, installed_gpus, known_s
 from toolchain.engine.tensorrt.trtllm_build.command import engine_flags
 from toolchain.engine.tensorrt.trtllm_build.missing import missing_for_engine
 from toolchain.errors import ToolchainError
+from toolchain.model.config_json import read_json_object
 from toolchain.plan.releases import default_version, release
 from toolchain.progress import Progress
 
@@ -80,14 +81,19 @@ class TensorRT:
         """Run trtllm-build on rank files; check and stamp what it makes."""
         from toolchain.engine.tensorrt.trtllm_build.run import Host, Order, build_engines
 
-        files = dict(inputs.files)
+        files, flags = dict(inputs.files), config["flags"]
+        if (
+            "max_seq_len" not in flags
+        ):  # of itself, trtllm-build would stretch it by some kinds of RoPE scaling
+            positions = read_json_object(checkpoint / "config.json")["max_position_embeddings"]
+            flags = {**flags, "max_seq_len": positions}
         order = Order(
             checkpoint=checkpoint,
             version=config["version"],
             tensor=config["tensor"],
             pipeline=config["pipeline"],
             sm=sm_of(inputs.arch),
-            flags=config["flags"],
+            flags=flags,
             input_timing_cache=files.pop("input_timing_cache", None),
             lora_dirs=tuple(files[name] for name in sorted(files, key=lambda name: int(name[4:]))),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def test_scripts_are_the_golden_ones(name: str, text: str) -> None:
 @pytest.mark.parametrize("text", [SCRIPT, SLURM])
 def test_bash_reads_the_scripts(text: str) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        checked = subprocess.run(["shellcheck", "-"], input=text, text=True, capture_output=True, check=False)
+        assert checked.stdout == ""
 
 
 def test_a_script_without_container_and_limit() -> None:
@@ -56,10 +60,14 @@ def test_an_image_of_a_registry_is_written_as_pyxis_wants_it(image: str, pyxis: 
     assert f"--container-image={pyxis}" in text.replace("'", "")
 
 
-def test_the_job_is_what_kubernetes_takes() -> None:
+@pytest.mark.parametrize("version", ["1.29", "1.35"])
+def test_the_job_is_valid_by_the_schema_of_kubernetes(version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="the schemas of Kubernetes are not here")
+    validator.validate(yaml.safe_load(KUBERNETES), version, strict=True)
+
+
+def test_the_job_fits_together() -> None:
     job = yaml.safe_load(KUBERNETES)
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
-    assert set(job["spec"]) <= {"backoffLimit", "activeDeadlineSeconds", "template"}
     assert job["spec"]["activeDeadlineSeconds"] == 5400
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", job["metadata"]["name"])
     pod = job["spec"]["template"]["spec"]
