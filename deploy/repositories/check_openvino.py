@@ -42,10 +42,12 @@ def _limit_problems(config: ModelConfig, values: dict[str, str], numbers: dict[s
     batch, tokens = config.max_batch_size, numbers["max_num_tokens"]
     if min(batch, numbers["max_seq_len"] - 1, tokens) < 1:
         yield "tensorrt_llm: max_batch_size and max_num_tokens must be 1 or more, max_seq_len 2 or more"
-    if numbers["max_tokens_in_paged_kv_cache"] < numbers["max_seq_len"]:
+    drafted = int(values.get("max_draft_len") or 0)
+    if numbers["max_tokens_in_paged_kv_cache"] < numbers["max_seq_len"] + drafted:
         yield (
             f"tensorrt_llm: max_tokens_in_paged_kv_cache {numbers['max_tokens_in_paged_kv_cache']} is less "
             f"than one sequence of max_seq_len {numbers['max_seq_len']}"
+            + (f" and max_draft_len {drafted}" if drafted else "")
         )
     if values.get("enable_chunked_context") != "true" and tokens < batch:
         yield f"tensorrt_llm: without chunked context max_num_tokens must be max_batch_size {batch} or more"

@@ -62,12 +62,16 @@ class RepositorySettings:
     preprocessing_instance_count: int = 1
     postprocessing_instance_count: int = 1  # idle unless accumulate_tokens, or asked directly
     bls_instance_count: int = 1
+    has_draft: bool = False  # engine_dir/draft guesses tokens for the model to check
+    max_draft_len: int = 0  # tokens guessed a step; 0: no speculative decoding
+    max_matching_ngram_size: int = 0  # of prompt lookup, which guesses without a draft; 0: off
     plugin_properties: Mapping[str, str] = field(default_factory=dict)  # of OpenVINO's CPU plugin
 
     @property
     def cache_tokens(self) -> int:
         """Tokens that the KV cache holds."""
-        return self.max_tokens_in_paged_kv_cache or self.max_batch_size * self.max_seq_len
+        longest = self.max_seq_len + self.max_draft_len
+        return self.max_tokens_in_paged_kv_cache or self.max_batch_size * longest
 
 
 def render_openvino(out_dir: Path, settings: RepositorySettings) -> None:
@@ -131,4 +135,15 @@ def _engine_parameters(settings: RepositorySettings) -> dict[str, str]:
         "end_id": ",".join(map(str, settings.end_ids)),
         "pad_id": str(settings.pad_id),
         "plugin_properties": json.dumps(dict(settings.plugin_properties), sort_keys=True),
-    }
+    } | _speculation(settings)
+
+
+def _speculation(settings: RepositorySettings) -> dict[str, str]:
+    if not settings.max_draft_len:
+        return {}
+    guesser = (
+        {"draft_model_path": f"{ENGINE}/draft"}
+        if settings.has_draft
+        else {"max_matching_ngram_size": str(settings.max_matching_ngram_size)}
+    )
+    return {"max_draft_len": str(settings.max_draft_len)} | guesser

@@ -27,6 +27,7 @@ def test_a_seed_draws_the_same_whoever_shares_the_step(tiny_model: Any, modules:
     from toolchain.engine.openvino import plugin_properties
 
     engine, messages = modules
+    settings = messages.EngineSettings("", "", {}, 64, 8, 256, True, True, True, False, 0, True)
     config = openvino_genai.SchedulerConfig()
     config.num_kv_blocks, config.enable_prefix_caching = 64, True
     properties = plugin_properties("exact", "auto")
@@ -57,7 +58,7 @@ def test_a_seed_draws_the_same_whoever_shares_the_step(tiny_model: Any, modules:
                 echo_text=False,
             )
             tokens = openvino.Tensor(np.array([prompt]))
-            generation = engine._generation_config(sequence)
+            generation = engine._generation_config(sequence, settings)
             handles.append(pipeline.add_request(3 * seed + len(handles), tokens, generation))
             pipeline.step()
         while pipeline.has_non_finished_requests():

@@ -245,6 +245,7 @@ def anchor_paths(tree: Table, directory: Path) -> Table:
     tree = _map_leaf(tree, ("model", "source"), source)
     tree = _map_leaf(tree, ("quantization", "calibration", "dataset"), dataset)
     tree = _map_leaf(tree, ("gates", "perplexity", "dataset"), dataset)
+    tree = _map_leaf(tree, ("engine", "speculative", "source"), source)
     tree = _map_leaf(tree, ("engine", "build", "input_timing_cache"), source)
     tree = _map_leaf(tree, ("engine", "build", "lora_dir"), source)
     return _map_leaf(tree, ("gates", "kl", "dataset"), dataset)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from toolchain.recipe.section import Section, Slug
+from toolchain.recipe.speculative import Speculative
 from toolchain.recipe.trtllm_build import TrtllmBuild
 
 Flavour = Literal["openvino", "tensorrt", "pytorch", "vllm"]
@@ -181,6 +182,8 @@ class Engine(Section):
         default_factory=TrtllmBuild,
         description="tensorrt only: how trtllm-build compiles the engines, and where.",
     )
-    speculative: None = Field(
-        default=None, description="Speculative decoding; null (off) is the only value so far."
+    speculative: Speculative | None = Field(
+        default=None,
+        description="openvino only: speculative decoding; null: off. tensorrt has engine.build and "
+        "deploy.tensorrt_llm.draft for it, pytorch and vllm deploy.engine_args.",
     )

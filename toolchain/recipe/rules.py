@@ -26,6 +26,7 @@ def violations(recipe: Recipe) -> Iterator[Violation]:
     yield from _ranks(recipe)
     yield from _limits(recipe)
     yield from _cache(recipe)
+    yield from _speculative(recipe)
     yield from _gates(recipe)
     yield from _texts(recipe)
 
@@ -47,6 +48,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
         ("engine.precision", engine.precision != "fast", "fast"),
         ("engine.kv_cache.dtype", engine.kv_cache.dtype != "auto", "auto"),
         ("engine.num_threads", engine.num_threads is not None, "null"),
+        ("engine.speculative", engine.speculative is not None, "null"),
     ):
         if is_set:
             yield Violation(
@@ -133,6 +135,29 @@ def _cache(recipe: Recipe) -> Iterator[Violation]:
                 "engine.kv_cache.paged is false",
                 f"set {path} to {off}, or engine.kv_cache.paged to true",
             )
+
+
+def _speculative(recipe: Recipe) -> Iterator[Violation]:
+    speculative = recipe.engine.speculative
+    if speculative is None:
+        return
+    drafts = speculative.method == "draft_model"
+    if drafts and speculative.source is None:
+        yield Violation(
+            "engine.speculative.method",
+            (),
+            "engine.speculative.source is missing",
+            "with method draft_model another model guesses",
+            "name a small model of the same vocabulary, or take method prompt_lookup",
+        )
+    if not drafts and speculative.source is not None:
+        yield Violation(
+            "engine.speculative.source",
+            ("engine.speculative.method",),
+            "engine.speculative.source has no effect",
+            "with method prompt_lookup no model guesses",
+            "remove it, or take method draft_model",
+        )
 
 
 def _gates(recipe: Recipe) -> Iterator[Violation]:

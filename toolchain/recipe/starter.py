@@ -120,7 +120,7 @@ def _scalars(
 
 def _moved(value: str, keys: tuple[str, ...], directory: Path) -> str:
     """A value of a shipped recipe as it must read in `directory`."""
-    if keys == ("imports",) or (keys == _SOURCE and value.startswith(".")):
+    if keys == ("imports",) or (keys[-1] == "source" and value.startswith(".")):
         return _relative(configs_dir() / value, directory)
     if keys[-1] == "dataset" and value.startswith("file:.."):
         return "file:" + _relative(configs_dir() / value.removeprefix("file:"), directory)

@@ -13,9 +13,13 @@ from toolchain.progress import Progress
 
 if TYPE_CHECKING:
     from toolchain.recipe import Recipe
+    from toolchain.recipe.speculative import Speculative
 
 PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers")
 """GenAI imports the last when a pipeline is made, even one that is given tokens and gives tokens."""
+
+DRAFT = "draft"
+"""The draft model among the inputs, and its directory in the engine's."""
 
 
 class OpenVINO:
@@ -47,8 +51,14 @@ class OpenVINO:
         return {"max_seq_len": recipe.engine.max_seq_len}
 
     def inputs(self, recipe: Recipe) -> BuildInputs:
-        """Nothing: the IR depends on the checkpoint and runs on any CPU."""
-        return BuildInputs()
+        """The draft model of speculative decoding, if there is one. The IR runs on any CPU."""
+        from toolchain.plan.facts import fetch_model
+
+        speculative = recipe.engine.speculative
+        if speculative is None or speculative.source is None:
+            return BuildInputs()
+        draft, _commit = fetch_model(speculative.source, speculative.revision)
+        return BuildInputs(files={DRAFT: draft})
 
     def build(
         self,
@@ -60,10 +70,15 @@ class OpenVINO:
         work_dir: Path,
         inputs: BuildInputs,
     ) -> dict[str, Any]:
-        """Write the IR."""
+        """Write the IR, and that of the draft in a directory of its own."""
         from toolchain.engine.openvino import build_ir
 
-        return build_ir(checkpoint, out_dir, max_seq_len=config["max_seq_len"], events=progress)
+        facts = build_ir(checkpoint, out_dir, max_seq_len=config["max_seq_len"], events=progress)
+        if (draft := inputs.files.get(DRAFT)) is not None:
+            from toolchain.engine.openvino.draft import build_draft
+
+            facts |= build_draft(draft, checkpoint, out_dir, config["max_seq_len"], progress)
+        return facts
 
     def repository_config(self, recipe: Recipe) -> Config:
         """Limits, scheduling and arithmetic: everything that a restart can change without a new engine."""
@@ -92,6 +107,7 @@ class OpenVINO:
             "postprocessing_instance_count": deploy.postprocessing_instance_count,
             "bls_instance_count": deploy.bls_instance_count,
             "stream_interval": engine.stream_interval,
+            **_speculation(engine.speculative),
         }
 
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
@@ -106,6 +122,7 @@ class OpenVINO:
         values["max_seq_len"] = values["max_seq_len"] or spec.max_position_embeddings
         pad_id = spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0)
         settings = RepositorySettings(
+            has_draft=(engine / DRAFT).is_dir(),
             engine_dir=engine,
             tokenizer_dir=checkpoint,
             vocab_size=spec.vocab_size,
@@ -123,6 +140,16 @@ class OpenVINO:
         from toolchain.engine.openvino.answer import answer
 
         return answer(repository, prompts, max_tokens, eos)
+
+
+def _speculation(speculative: Speculative | None) -> Config:
+    if speculative is None:
+        return {}
+    lookup = speculative.method == "prompt_lookup"
+    return {
+        "max_draft_len": speculative.max_draft_len,
+        "max_matching_ngram_size": speculative.max_matching_ngram_size if lookup else 0,
+    }
 
 
 def _version(package: str) -> str:

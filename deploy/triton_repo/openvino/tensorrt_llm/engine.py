@@ -44,6 +44,8 @@ class Running:
     met_end: bool = False  # an end id was generated
     sent_any: bool = False
     first_token_ns: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Engine:
@@ -56,7 +58,7 @@ class Engine:
             Tokenizer.from_file(settings.tokenizer_file), settings.skip_special_tokens
         )
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            settings.engine_dir, _scheduler_config(settings), "CPU", dict(settings.properties)
+            settings.engine_dir, _scheduler_config(settings), "CPU", _properties(settings)
         )
         self._admission: Admission[Add] = Admission(
             settings.max_sequences, settings.cache_blocks, settings.guarantee, settings.static
@@ -102,7 +104,9 @@ class Engine:
     def _obey(self, command: Add | Stop) -> None:
         if isinstance(command, Add):
             sequence = command.sequence
-            self._admission.join(command.key, len(sequence.prompt), sequence.max_tokens, command)
+            # Guesses lie in the cache until they are judged.
+            longest = sequence.max_tokens + self._settings.max_draft_len
+            self._admission.join(command.key, len(sequence.prompt), longest, command)
             return
         running = self._running.get(command.key)
         if running is not None:
@@ -136,7 +140,8 @@ class Engine:
 
     def _start(self, key: int, sequence: Sequence) -> None:
         prompt = openvino.Tensor(np.asarray([sequence.prompt], dtype=np.int64))
-        handle = self._pipeline.add_request(key, prompt, _generation_config(sequence))
+        generation = _generation_config(sequence, self._settings)
+        handle = self._pipeline.add_request(key, prompt, generation)
         words = [StopWord(word, self._detokenizer.decode(list(word))) for word in sequence.stop_words]
         echo = self._detokenizer.decode(sequence.prompt) if sequence.echo_text else ""
         self._running[key] = Running(
@@ -161,6 +166,7 @@ class Engine:
         """Take what the pipeline has for a sequence; a chunk when it ends, or `wanted` tokens are there."""
         while running.handle.can_read():
             for output in running.handle.read().values():
+                self._count_guesses(running, len(output.generated_ids))
                 if self._take_tokens(running, output.generated_ids, output.generated_log_probs):
                     self._abandon(running)
                     return _finished(running, "stop")
@@ -169,6 +175,17 @@ class Engine:
             return self._end(running, status)
         self._admission.grow(running.key, running.tokens)
         return _due(running, wanted)
+
+    def _count_guesses(self, running: Running, new: int) -> None:
+        """Count what a step's tokens say of its guesses: all but one were guessed, and held."""
+        length, sequence = self._settings.max_draft_len, running.sequence
+        if not length or not running.first_token_ns:
+            return  # the first token comes with the prompt
+        running.accepted += new - 1
+        # GenAI does not say how many it guesses: a draft as many as may be, while there is room for them.
+        left = sequence.max_tokens - (running.tokens - len(sequence.prompt))
+        if self._settings.draft_dir and left > length:
+            running.drafted += length
 
     def _take_tokens(self, running: Running, tokens: list[int], log_probs: list[float]) -> bool:
         """Turn tokens into text and stop at a stop word; returns whether one was met."""
@@ -229,6 +246,8 @@ def _due(running: Running, wanted: int) -> Chunk | None:
 def _finished(running: Running, reason: str) -> Chunk:
     running.unsent.finish = reason
     running.unsent.first_token_ns = running.first_token_ns
+    running.unsent.drafted = running.drafted
+    running.unsent.accepted = running.accepted
     return running.unsent
 
 
@@ -253,8 +272,23 @@ def _scheduler_config(settings: EngineSettings) -> openvino_genai.SchedulerConfi
     return config
 
 
-def _generation_config(sequence: Sequence) -> openvino_genai.GenerationConfig:
+def _properties(settings: EngineSettings) -> dict[str, object]:
+    properties: dict[str, object] = dict(settings.properties)
+    if settings.draft_dir:
+        # A cache of as many blocks: a draft's are smaller. Left to itself GenAI divides one cache.
+        properties["draft_model"] = openvino_genai.draft_model(
+            settings.draft_dir, "CPU", scheduler_config=_scheduler_config(settings), **settings.properties
+        )
+    elif settings.max_draft_len:
+        properties["prompt_lookup"] = True
+    return properties
+
+
+def _generation_config(sequence: Sequence, settings: EngineSettings) -> openvino_genai.GenerationConfig:
     config = openvino_genai.GenerationConfig()
+    if settings.max_draft_len:
+        config.num_assistant_tokens = settings.max_draft_len
+        config.max_ngram_size = settings.max_matching_ngram_size
     config.max_new_tokens = sequence.max_tokens
     config.min_new_tokens = sequence.min_tokens
     if sequence.end_ids:

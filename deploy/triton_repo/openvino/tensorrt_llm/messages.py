@@ -21,6 +21,9 @@ class EngineSettings:
     static: bool  # gpt_model_type V1: nobody joins a batch that runs
     stream_interval: int  # tokens of a streamed response, after the first; 0: by load
     skip_special_tokens: bool
+    max_draft_len: int = 0  # tokens guessed a step, for the model to check; 0: no speculative decoding
+    draft_dir: str = ""  # the model that guesses; "": the sequence's own past does
+    max_matching_ngram_size: int = 0  # of the past that is looked for
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Chunk:
     finish: str | None = None  # stop | length | cancelled, with the last chunk
     error: str | None = None  # instead of anything else
     first_token_ns: int = 0  # with the last chunk: when the first token was there
+    drafted: int = 0  # with the last chunk: tokens that were guessed; 0 where that is not known
+    accepted: int = 0  # with the last chunk: guesses that held
 
 
 @dataclass

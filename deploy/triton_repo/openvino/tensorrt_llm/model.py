@@ -289,6 +289,9 @@ class _Parameters:
             static=self.text("gpt_model_type", "inflight_fused_batching") == "V1",
             stream_interval=self.integer("stream_interval", 0),
             skip_special_tokens=self.flag("skip_special_tokens", True),
+            max_draft_len=self.integer("max_draft_len", 0),
+            draft_dir=str(self.path("draft_model_path")) if self.text("draft_model_path", "") else "",
+            max_matching_ngram_size=self.integer("max_matching_ngram_size", 0),
         )
 
     def limits(self, settings: EngineSettings) -> Limits:
@@ -300,6 +303,7 @@ class _Parameters:
             max_prompt_len=longest if settings.chunked_context else min(longest, settings.max_num_tokens),
             cache_blocks=settings.cache_blocks,
             max_sequences=self._max_batch_size,
+            max_draft_len=settings.max_draft_len,
         )
 
     def defaults(self) -> Defaults:

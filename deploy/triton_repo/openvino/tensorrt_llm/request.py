@@ -34,6 +34,7 @@ class Limits:
     max_prompt_len: int  # below max_seq_len where prompts are not split over steps
     cache_blocks: int
     max_sequences: int
+    max_draft_len: int = 0  # tokens that a sequence may hold beyond its end, guessed in vain
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def _max_tokens(read: _Reader, row: int, prompt: int, limits: Limits) -> int:
             f"the prompt has {prompt} tokens and request_output_len (max_tokens) is {max_tokens}: together "
             f"more than max_seq_len, which is {limits.max_seq_len}; shorten one of them"
         )
-    if blocks_for(prompt + max_tokens) > limits.cache_blocks:
+    if blocks_for(prompt + max_tokens + limits.max_draft_len) > limits.cache_blocks:
         raise InvalidRequestError(
             f"the prompt has {prompt} tokens and request_output_len (max_tokens) is {max_tokens}: together "
             f"more than the KV cache holds, which is {limits.cache_blocks * BLOCK_TOKENS} tokens"

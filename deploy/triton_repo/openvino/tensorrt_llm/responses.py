@@ -110,7 +110,21 @@ class Answer:
                 "last_token_time_ns": time_ns,
             }
             outputs |= {name: np.full((len(firsts), 1), value, np.int64) for name, value in known.items()}
+            outputs |= _speculation([chunks[row * each : (row + 1) * each] for row in range(len(firsts))])
         return outputs
+
+
+def _speculation(rows: list[list[Chunk]]) -> Outputs:
+    """Upstream's figures of speculative decoding, [rows, 1]; nothing where nobody guessed."""
+    accepted = np.array([[sum(chunk.accepted for chunk in row)] for row in rows], dtype=np.int32)
+    drafted = np.array([[sum(chunk.drafted for chunk in row)] for row in rows], dtype=np.int32)
+    outputs: Outputs = {}
+    if accepted.any() or drafted.any():
+        outputs["total_accepted_draft_tokens"] = accepted
+    if drafted.any():
+        outputs["total_draft_tokens"] = drafted
+        outputs["acceptance_rate"] = (accepted / np.maximum(drafted, 1)).astype(np.float32)
+    return outputs
 
 
 def merge(chunk: Chunk, later: Chunk) -> Chunk:
@@ -123,6 +137,8 @@ def merge(chunk: Chunk, later: Chunk) -> Chunk:
         finish=later.finish,
         error=later.error,
         first_token_ns=later.first_token_ns,
+        drafted=later.drafted,
+        accepted=later.accepted,
     )
 
 

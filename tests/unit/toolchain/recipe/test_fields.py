@@ -29,7 +29,7 @@ from toolchain.recipe.fields import all_paths, expectation, fragment_at, nearest
         ("model", "a section", "required"),
         ("engine.kv_cache", "a section", None),
         ("schema", "1", "required"),
-        ("engine.speculative", "null", "null"),
+        ("engine.speculative", "a section, or null", "null"),
     ],
 )  # fmt: skip
 def test_explain(path: str, type_: str, default: str | None) -> None:

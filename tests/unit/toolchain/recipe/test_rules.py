@@ -60,12 +60,22 @@ def test_a_gpu_recipe_goes_to_the_cpu_with_one_override() -> None:
         ("engine.precision", {"precision": "exact"}),
         ("engine.kv_cache.dtype", {"kv_cache": {"dtype": "u8"}}),
         ("engine.num_threads", {"num_threads": 2}),
+        ("engine.speculative", {"speculative": {"method": "prompt_lookup"}}),
     ],
 )
 @pytest.mark.parametrize("flavour", ["tensorrt", "pytorch", "vllm"])
 def test_fields_of_openvino_alone(path: str, fields: dict[str, Any], flavour: str) -> None:
     assert broken(engine={"flavour": flavour, **fields}) == [path]
     assert broken(engine=fields) == []
+
+
+def test_a_draft_model_is_named_where_one_guesses_and_only_there() -> None:
+    for speculative, expected in (
+        ({"method": "draft_model"}, ["engine.speculative.method"]),
+        ({"method": "draft_model", "source": "org/draft"}, []),
+        ({"method": "prompt_lookup", "source": "org/draft"}, ["engine.speculative.source"]),
+    ):
+        assert broken(engine={"speculative": speculative}) == expected
 
 
 def test_a_default_written_out_is_no_clash() -> None:
