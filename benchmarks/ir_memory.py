@@ -40,7 +40,7 @@ def _measure(layers: int, int4: bool) -> dict[str, Any]:
             intermediate=HIDDEN * 11 // 4,
         )
         if int4:
-            _replace_linears_by_codes(model)
+            replace_linears_by_codes(model)
         command = [sys.executable, "-m", "benchmarks.ir_memory", str(model), str(ir)]
         child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         grown, seconds = json.loads(child.stdout)
@@ -55,7 +55,7 @@ def _measure(layers: int, int4: bool) -> dict[str, Any]:
         }
 
 
-def _replace_linears_by_codes(model: Path) -> None:
+def replace_linears_by_codes(model: Path) -> None:
     """Make it W4A16_AWQ in form: random codes, one scale for every 128 of them."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -82,12 +82,12 @@ def _build(model: Path, ir: Path) -> tuple[int, float]:
     import toolchain.engine.openvino.weights  # noqa: F401 -- OpenVINO itself is not to be counted
     from toolchain.engine.openvino import build_ir
 
-    before, started = _status("VmRSS"), time.perf_counter()
+    before, started = status("VmRSS"), time.perf_counter()
     build_ir(model, ir)
-    return _status("VmHWM") - before, time.perf_counter() - started
+    return status("VmHWM") - before, time.perf_counter() - started
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
 
 

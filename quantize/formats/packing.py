@@ -24,17 +24,21 @@ def pack_int4_rows(codes_OI: Tensor) -> Tensor:
         raise ValueError(f"codes must be int8 [out, in], not {codes_OI.dtype} {tuple(codes_OI.shape)}")
     if codes_OI.shape[0] % 2:
         raise ValueError(f"{codes_OI.shape[0]} output rows cannot be packed in pairs")
-    if codes_OI.numel() and (codes_OI.min() < -8 or codes_OI.max() > 7):
-        raise ValueError("a code lies outside -8..7")
-    nibbles_OI = codes_OI.view(torch.uint8) & 15
-    return nibbles_OI[0::2] | (nibbles_OI[1::2] << 4)
+    if codes_OI.numel():
+        least, largest = codes_OI.aminmax()
+        if least < -8 or largest > 7:
+            raise ValueError("a code lies outside -8..7")
+    bytes_OI = codes_OI.view(torch.uint8)
+    return (bytes_OI[1::2] << 4).bitwise_or_(bytes_OI[0::2] & 15)
 
 
 def unpack_int4_rows(packed_PI: Tensor) -> Tensor:
     """The inverse of `pack_int4_rows`: uint8 (or int8) [out / 2, in] to int8 [out, in] in -8..7."""
     pairs_PI = packed_PI.view(torch.int8)
-    low_PI = (pairs_PI << 4) >> 4  # int8 shifts are arithmetic, so the nibble's sign is extended
-    return torch.stack((low_PI, pairs_PI >> 4), dim=1).reshape(-1, packed_PI.shape[1])
+    codes_OI = pairs_PI.new_empty(2 * packed_PI.shape[0], packed_PI.shape[1])
+    codes_OI[0::2] = (pairs_PI << 4) >> 4  # int8 shifts are arithmetic, so the nibble's sign is extended
+    codes_OI[1::2] = pairs_PI >> 4
+    return codes_OI
 
 
 # The magnitudes of E2M1, by their three low bits; the fourth is the sign.

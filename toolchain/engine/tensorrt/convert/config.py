@@ -104,7 +104,7 @@ def _quantization(scheme: EngineScheme, layout: RankLayout, moe: bool) -> dict[s
     if algo is None or algo == MIXED:
         return found
     found |= {name: value for name, value in _facts(scheme.distinct[0]).items() if name != "quant_algo"}
-    plain = [path for path, own in scheme.local(layout).items() if own is None]
+    plain = _plain_modules(scheme.local(layout))
     if algo == INT8_WO:
         found["exclude_modules"] = [*_DEFAULT_EXCLUDED, *plain] if plain else None
         return found
@@ -115,6 +115,27 @@ def _quantization(scheme: EngineScheme, layout: RankLayout, moe: bool) -> dict[s
         excluded += _ROWWISE_EXCLUDED
     found["exclude_modules"] = excluded
     return found
+
+
+def _plain_modules(local: Mapping[str, LinearScheme | None]) -> list[str]:
+    """Patterns for the modules that are not quantized; what is so in every layer is named once.
+
+    The experts of a layer are one module to TensorRT-LLM, `mlp`.
+    """
+    layers, found = set(), dict[str, dict[str, None]]()
+    for path, own in local.items():
+        name = path.split(".", 3)[3]
+        layer = path.removesuffix(f".{name}")
+        layers.add(layer)
+        if name in ("mlp.fc", "mlp.proj") and f"{layer}.mlp.gate" not in local:
+            name = "mlp"
+        if own is None:
+            found.setdefault(name, {})[layer] = None
+    patterns = []
+    for name, places in found.items():
+        everywhere = places.keys() == layers
+        patterns += [f"{place}.{name}" for place in (["transformer.layers.*"] if everywhere else places)]
+    return patterns
 
 
 def _facts(linear: LinearScheme) -> dict[str, Any]:

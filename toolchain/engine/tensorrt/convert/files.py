@@ -26,7 +26,8 @@ from toolchain.errors import BuildError, StoreError, os_error
 from toolchain.model.safetensors_file import ITEM_SIZES, read_header
 
 _STATE_FILE = "progress.json"
-_CHUNK = 64 << 20  # bytes of a strided tensor that are copied at a time
+_WRITERS = 2
+_CHUNK = 16 << 20  # bytes of a strided tensor that are copied at a time
 
 
 def rank_file(rank: int) -> str:
@@ -57,6 +58,8 @@ class RankFiles:
         self._starts = [lay_out(layout) for layout in layouts]
         self._missing: dict[tuple[int, str], int] = {}
         self._descriptors: dict[int, int] = {}
+        self._writers = ThreadPoolExecutor(_WRITERS)
+        self._writes: list[Future[None]] = []
         self._saver = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
         try:
@@ -76,7 +79,9 @@ class RankFiles:
     def write(self, rank: int, name: str, values: Tensor, start: int = 0) -> int:
         """Write a tensor of a rank's file, or a part of it that begins at its element `start`.
 
-        Returns how many elements were written.
+        The bytes are written beside the caller, who leaves `values` alone until the step is finished.
+
+        Returns how many elements it is.
         """
         kind = self.layouts[rank][name]
         if dtype_name(values.dtype) != kind.dtype:
@@ -86,11 +91,7 @@ class RankFiles:
             raise ValueError(f"{name} of rank {rank} is written twice")
         self._missing[rank, name] = missing
         offset = self._starts[rank][1][name] + start * ITEM_SIZES[kind.dtype]
-        try:
-            for piece in _pieces(values):
-                offset = _write_all(self._descriptor(rank), piece, offset)
-        except OSError as error:
-            raise os_error(error, f"write {rank_file(rank)}") from error
+        self._writes.append(self._writers.submit(_write_all, self._descriptor(rank), values, offset))
         return values.numel()
 
     def finish_step(self, names: Mapping[int, Sequence[str]]) -> None:
@@ -99,6 +100,12 @@ class RankFiles:
         It is saved beside the work that follows, unless an earlier step still is.
         """
         self._check_written(names)
+        try:
+            for write in self._writes:
+                write.result()
+        except OSError as error:
+            raise os_error(error, "write the rank files") from error
+        self._writes.clear()
         self.done += 1
         if self._saving is not None:
             if not self._saving.done():
@@ -137,7 +144,8 @@ class RankFiles:
         self._close()
 
     def _close(self) -> None:
-        self._saver.shutdown(cancel_futures=True)
+        for pool in (self._writers, self._saver):
+            pool.shutdown(cancel_futures=True)
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors = {}
@@ -210,13 +218,13 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
         yield values[start : start + rows].contiguous()
 
 
-def _write_all(descriptor: int, values: Tensor, offset: int) -> int:
-    """Write a contiguous tensor; returns where it ends. One call writes at most 2 GiB."""
-    left: memoryview = values.detach().reshape(-1).view(torch.uint8).numpy().data
-    while left:
-        count = os.pwrite(descriptor, left, offset)
-        left, offset = left[count:], offset + count
-    return offset
+def _write_all(descriptor: int, values: Tensor, offset: int) -> None:
+    """Write a tensor. One call of the system's writes at most 2 GiB."""
+    for piece in _pieces(values):
+        left: memoryview = piece.detach().reshape(-1).view(torch.uint8).numpy().data
+        while left:
+            count = os.pwrite(descriptor, left, offset)
+            left, offset = left[count:], offset + count
 
 
 def _link(path: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from quantize.formats.tensorfile import StoredTensor
 from quantize.linear import QuantizedLinear
 from toolchain.engine.tensorrt.checklist import check_checkpoint
 from toolchain.engine.tensorrt.convert import RankLayout, convert
+from toolchain.findings import errors
 from toolchain.model.families import expected_tensors, layer_prefix, linear_shapes
 from toolchain.model.spec import ModelSpec, load_spec
 from toolchain.progress import Silent
@@ -356,7 +357,7 @@ def assert_same_weights(checkpoint: Path, ranks: Path) -> Ranks:
     assert found.keys() == expected.keys()
     different = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert not different
-    assert [str(finding) for finding in check_checkpoint(ranks)] == []
+    assert [str(finding) for finding in errors(check_checkpoint(ranks))] == []
     return read
 
 
