@@ -72,4 +72,6 @@ def _print(built: Built) -> None:
     table(["stage", ">time", ">size", "sha256"], rows)
     typer.echo(f"\nartifact: {built.artifact}")
     if built.complete:
-        typer.echo(f"serve it: llmbuild serve {built.artifact}")
+        flavours = {result.stage.config.get("flavour") for result in built.results}
+        verb_ = "serve" if "openvino" in flavours else "launch"  # what a GPU serves starts elsewhere
+        typer.echo(f"serve it: llmbuild {verb_} {built.artifact}")

@@ -151,6 +151,20 @@ def test_gpu_recipe_without_its_tools_exits_with_5_before_any_work(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "nomad"], "use local, mpirun, slurm, kubernetes"),
+        (["--http-port", "8001"], "two of the ports are the same"),
+        ([], "there is no such directory here"),
+    ],
+)
+def test_launch_refuses_what_it_cannot_do(tmp_path, options, message):
+    result = llmbuild("launch", tmp_path / "nothing", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def test_unknown_stage_names_the_stages():
     result = llmbuild("build", "demo-int4", "--until", "quantise")
     assert result.exit_code == 2

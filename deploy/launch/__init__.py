@@ -1,0 +1,1 @@
+"""What starts a server: scripts and manifests, rendered from an artifact's facts. Nothing is started here."""

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Serves llama-tensorrt (tensorrt) by mpirun on 2 node(s); HOSTFILE names the hosts. Written by llmbuild.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+repository="${REPOSITORY:-/artifacts/llama-tensorrt/repository}"
+export REPOSITORY="$repository"  # the same path on every host, as this directory is
+hosts=()
+if [ -n "${HOSTFILE:-}" ]; then hosts=(--hostfile "$HOSTFILE"); fi
+exec mpirun --allow-run-as-root -n 16 --map-by ppr:8:node -x REPOSITORY ${hosts[@]+"${hosts[@]}"} bash "$here/serve.sh"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# One server process of llama-tensorrt (tensorrt). Written by llmbuild.
+set -euo pipefail
+repository="${REPOSITORY:-/repository}"
+cd "$repository"  # paths in it are relative
+rank=0
+arguments=(
+  --model-repository="$repository"
+  --http-port=8000
+  --grpc-port=8001
+  --metrics-port=8002
+  --exit-timeout-secs=30
+  --disable-auto-complete-config
+  "--backend-config=python,shm-region-prefix-name=rank${rank}_"
+)
+export TRTLLM_ORCHESTRATOR=1
+export TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES=1
+arguments+=(--pinned-memory-pool-byte-size=0 --enable-peer-access=false --cuda-memory-pool-byte-size=0:0 --cuda-memory-pool-byte-size=1:0 --cuda-memory-pool-byte-size=2:0 --cuda-memory-pool-byte-size=3:0)
+exec tritonserver "${arguments[@]}"
