@@ -80,6 +80,7 @@ def main(job: Job, rank: int, report: Connection) -> None:
 
 
 def _end_with_starter() -> None:
+    """The fork server would not: it lives as long as what it forked."""
     starter = multiprocessing.parent_process()
     if starter is not None:
         wait([starter.sentinel])

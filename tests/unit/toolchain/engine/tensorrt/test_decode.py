@@ -54,9 +54,7 @@ def stored_linear(algo: str, out: int, columns: int, seed: int) -> tuple[Stored,
         return {"weight": q, "per_channel_scale": scale}, q.double() * scale.double()[:, None]
     q = codes(-127, 128)
     if algo in SQ_PLUGINS:
-        scale = positive(
-            1, 1 if "PER_TENSOR_P" in algo[7:] and algo.startswith("W8A8_SQ_PER_TENSOR") else out
-        )
+        scale = positive(1, 1 if algo.startswith("W8A8_SQ_PER_TENSOR") else out)
         smoother = positive(1, columns)
         weight = q.double() * scale.double().t() / smoother.double()
         return {"weight": q, "per_channel_scale": scale, "smoother": smoother}, weight

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantize.driver import quantize_model
-from quantize.methods import make_method
+from quantize.methods.registry import make_method
 from toolchain.engine.tensorrt.convert import RankLayout, convert
 from toolchain.engine.tensorrt.verify.run import verify_ranks
 from toolchain.engine.tensorrt.verify.scales import CACHE, scale_error

@@ -195,18 +195,16 @@ def _kill(job: Any, rank: int, report: Any) -> None:
 
 
 HANG = """
-import sys, time
+import os, sys
 from pathlib import Path
-from toolchain.engine.tensorrt.verify import reference, run
-source, ranks = map(Path, sys.argv[1:])
-write = run.write_reference
-def write_reference(model, tokens, out, progress):
-    write(model, tokens, out, progress)
-    (out / "layer1.safetensors").unlink()
-    import os; os.mkfifo(out / "layer1.safetensors")  # the ranks wait there for ever
-run.write_reference = write_reference
+from toolchain.engine.tensorrt.rank_config import load_rank_config
+from toolchain.engine.tensorrt.verify.launch import Job, run_ranks
 if __name__ == "__main__":
-    run.verify_ranks(ranks, source)
+    ranks, work = map(Path, sys.argv[1:])
+    job = Job(ranks, work, load_rank_config(ranks).spec, 2, "gloo")
+    (ranks / "config.json").unlink()
+    os.mkfifo(ranks / "config.json")  # the ranks wait there for ever
+    run_ranks(job, print)
 """
 
 
@@ -215,15 +213,17 @@ if __name__ == "__main__":
 def test_no_process_outlives_the_one_that_started_it(
     make_ranks: Any, tmp_path: Path, signum: signal.Signals
 ) -> None:
-    source, ranks = make_ranks("Llama", 2, 1)
-    script = tmp_path / "hang.py"
+    _, ranks = make_ranks("Llama", 2, 1)
+    script, work = tmp_path / "hang.py", tmp_path / "work"
     script.write_text(HANG)
+    work.mkdir()
     starter = subprocess.Popen(
-        [sys.executable, str(script), str(source), str(ranks)], start_new_session=True, cwd=Path.cwd(),
+        [sys.executable, str(script), str(ranks), str(work)], start_new_session=True, cwd=Path.cwd(),
         env=os.environ | {"PYTHONPATH": str(Path.cwd())}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(lambda: len(members(starter.pid)) >= 4)  # the starter, the fork server, two ranks
+        # The starter, multiprocessing's tracker and fork server, two ranks.
+        wait_until(lambda: len(members(starter.pid)) == 5)
         starter.send_signal(signum)
         starter.wait(30)
         wait_until(lambda: not members(starter.pid))
@@ -233,7 +233,7 @@ def test_no_process_outlives_the_one_that_started_it(
 
 
 def members(session: int) -> list[int]:
-    """The living processes of a session that are not helpers of multiprocessing's own."""
+    """The living processes of a session."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
