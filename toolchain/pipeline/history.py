@@ -12,7 +12,7 @@ from toolchain.pipeline.files import Listing
 from toolchain.pipeline.record import Record
 from toolchain.pipeline.store import Store
 from toolchain.plan.effort import Measured, Work
-from toolchain.plan.memory import linear_count, weight_bytes
+from toolchain.plan.memory import active_count, linear_count, weight_bytes
 
 _NEWEST = 200
 """Records that are looked at, the newest ones: reading them is a part of the plan's time."""
@@ -74,24 +74,24 @@ class _Models:
 def _work(record: Record, models: _Models) -> Work | None:
     """What the stage had to do; None for one that the plan does not estimate."""
     spec = models.of(record)
-    elements, source, config = linear_count(spec), weight_bytes(spec).total, record.config
+    model, source, config = (linear_count(spec), active_count(spec)), weight_bytes(spec).total, record.config
     device = config.get("device", "cpu")
     if record.stage == "source":
-        return Work("source", "", "cpu", elements, source)
+        return Work("source", "", "cpu", *model, source)
     if record.stage == "quantize":
         calibration = config.get("calibration", {"samples": 0, "seq_len": 0})
         tokens = calibration["samples"] * calibration["seq_len"]
-        return Work("quantize", config["method"], device, elements, source, tokens)
+        return Work("quantize", config["method"], device, *model, source, tokens)
     if record.stage == "baseline":
         tokens = config["windows"] * (config["window"] or min(2048, spec.max_position_embeddings))
-        return Work("baseline", "", device, elements, source, tokens)
+        return Work("baseline", "", device, *model, source, tokens)
     if record.stage == "gate":
         judged = json.loads((models.directory(record.object) / "gate.json").read_bytes())["texts"]
         tokens = sum(text["windows"] * text["window"] for text in judged.values())
-        return Work("gate", "", device, elements, source, tokens)
+        return Work("gate", "", device, *model, source, tokens)
     if record.stage == "engine":
         runs_on = "cpu" if config["flavour"] == "openvino" else "cuda"
-        return Work("engine", config["flavour"], runs_on, elements, models.size(record.object))
+        return Work("engine", config["flavour"], runs_on, *model, models.size(record.object))
     if record.stage == "convert":
-        return Work("convert", "", "cpu", elements, 2 * models.size(record.object))
+        return Work("convert", "", "cpu", *model, 2 * models.size(record.object))
     return None

@@ -113,6 +113,8 @@ def rank_choices(
             fit, problems = judge(filled)
             choice = _choice(recipe, spec, device, method, fit, problems, tensor, pipeline)
             found.append((choice, filled, problems))
+            if any(problem.where == "quantization.method" for problem in problems):
+                break  # whatever the split, there is no kernel
     found.sort(key=lambda one: _rank(one[0], one[2], device))
     return [(choice, filled) for choice, filled, _ in found]
 
@@ -159,9 +161,10 @@ def _choice(
     if problems:
         reason = problems[0].what
     else:
-        reason = "; ".join(
-            filter(None, [_why_split(device, tensor, pipeline), _why_method(method, device, batch, speed)])
-        )
+        reasons = [_why_split(device, tensor, pipeline)]
+        if recipe.quantization.method == "auto":
+            reasons.append(_why_method(method, device, batch, speed))
+        reason = "; ".join(filter(None, reasons))
         if not enough:
             reason += f"; the cache is small for {batch} requests"
     return Choice(

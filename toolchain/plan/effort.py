@@ -47,6 +47,7 @@ class Work:
         kind: the method of a quantize stage, the flavour of an engine stage; "" where there are no kinds.
         device: "cpu" or "cuda".
         weights: elements of the linears of all layers.
+        active: those of them that one token goes through: of a model with experts, of a few.
         stored: bytes that the stage reads or writes, whichever takes longer.
         tokens: that pass through the model.
     """
@@ -55,6 +56,7 @@ class Work:
     kind: str
     device: str
     weights: int
+    active: int
     stored: int
     tokens: int = 0
 
@@ -63,11 +65,12 @@ class Work:
         """The rule of thumb."""
         if self.stage == "quantize" and self.kind != "none":
             if self.device == "cuda":
-                return 5 + self.weights * (1e-9 + 3.1e-14 * self.tokens)
-            return 3 + self.weights * (7e-8 + 1e-10 * self.tokens) * _slower()
+                return 5 + self.weights * 1e-9 + self.active * self.tokens * 3.1e-14
+            return 3 + (self.weights * 7e-8 + self.active * self.tokens * 1e-10) * _slower()
         if self.stage in ("gate", "baseline"):
-            each = 1e-9 + 2e-14 * self.tokens if self.device == "cuda" else 7e-8 + 6e-11 * self.tokens
-            return 3 + self.weights * each * (_slower() if self.device == "cpu" else 1)
+            if self.device == "cuda":
+                return 3 + self.weights * 1e-9 + self.active * self.tokens * 2e-14
+            return 3 + (self.weights * 7e-8 + self.active * self.tokens * 6e-11) * _slower()
         if self.stage == "engine" and self.kind == "tensorrt":
             return 60 + self.weights * 8e-9
         return 1 + self.stored / 200e6
@@ -123,7 +126,8 @@ def stage_needs(
     """
     quant, flavour = recipe.quantization, recipe.engine.flavour
     device = "cuda" if quant.device == "cuda" or (quant.device == "auto" and has_nvidia()) else "cpu"
-    elements, source, stored = memory.linear_count(spec), weights.source.total, weights.stored.total
+    source, stored = weights.source.total, weights.stored.total
+    model = memory.linear_count(spec), memory.active_count(spec)
     calibration = quant.calibration if quant.calibrates else None
     samples, length = (calibration.samples, calibration.seq_len) if calibration is not None else (0, 0)
     limit = quant.hidden_states_memory
@@ -133,9 +137,9 @@ def stage_needs(
     ) - layer  # fmt: skip
     table = memory.weight_bytes(spec).embedding
     needs = [
-        _need(Work("source", "", "cpu", elements, source), table, 0, 0, measured),
+        _need(Work("source", "", "cpu", *model, source), table, 0, 0, measured),
         _need(
-            Work("quantize", quant.method, device, elements, max(source, stored), samples * length),
+            Work("quantize", quant.method, device, *model, max(source, stored), samples * length),
             states if device == "cuda" else states + layer,
             layer if device == "cuda" else 0,
             stored,
@@ -145,18 +149,18 @@ def stage_needs(
     for stage, text in _passes(recipe):
         tokens = text.windows * (text.window or min(2048, spec.max_position_embeddings))
         hidden = memory.quantize_peak_bytes(spec, (), 1, tokens)
-        work = Work(stage, "", device, elements, source, tokens)
+        work = Work(stage, "", device, *model, source, tokens)
         needs.append(_need(work, hidden, layer if device == "cuda" else 0, 0, measured))
     if flavour == "tensorrt":
         ranks = sum(rank.weights.total for rank in fit.ranks)
         each, at_once = fit.fullest.weights.total, recipe.engine.build.workers or len(fit.ranks)
-        needs.append(_need(Work("convert", "", "cpu", elements, 2 * ranks), 4 * table, 0, ranks, measured))
-        work = Work("engine", flavour, "cuda", elements, ranks)
+        needs.append(_need(Work("convert", "", "cpu", *model, 2 * ranks), 4 * table, 0, ranks, measured))
+        work = Work("engine", flavour, "cuda", *model, ranks)
         host = int(_TRTLLM_HOST * each * at_once)
         needs.append(_need(work, host, each + GPU_RUNTIME_BYTES, ranks, measured))
     elif flavour == "openvino":
         ir = openvino.ir_bytes(spec, weights.stored, weights.assigned)
-        needs.append(_need(Work("engine", flavour, "cpu", elements, ir), 64 * 2**20, 0, ir, measured))
+        needs.append(_need(Work("engine", flavour, "cpu", *model, ir), 64 * 2**20, 0, ir, measured))
     return needs
 
 

@@ -71,6 +71,11 @@ def is_local(source: str) -> bool:
 
 def _cached_snapshot(source: str, revision: str) -> Path | None:
     """The snapshot of `source` in the hub's cache, if it is complete enough to have a config."""
+    from huggingface_hub import constants
+
+    # The rest of the package takes a fifth of a second to load: not for a model that was never fetched.
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir():
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source, "config.json", revision=revision)

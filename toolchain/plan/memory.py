@@ -6,22 +6,19 @@ Pure arithmetic on a `ModelSpec` and a few plain values; nothing here reads weig
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
 
 from toolchain.data import load_table
 from toolchain.model.families import (
     layer_examples,
-    layer_prefix,
     layer_tensors,
     linear_shapes,
     mlp_widths,
 )
 from toolchain.model.spec import ModelSpec
-from toolchain.plan.quantization import Storage
+from toolchain.plan.quantization import LayerPattern, Storage, uniform_patterns
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 KV_DTYPE_BYTES: dict[str, Callable[[int], float]] = {
@@ -61,49 +58,40 @@ class WeightBytes:
         return self.embedding + self.head + self.final_norm + self.layer_linears + sum(self.other)
 
 
-def weight_bytes(
-    spec: ModelSpec,
-    method: str = "none",
-    group_size: int = 128,
-    others: Mapping[str, Storage] = MappingProxyType({}),
-) -> WeightBytes:
-    """Bytes of `spec`'s weights stored by quantization `method` (a row of `data/formats.yaml`).
+def weight_bytes(spec: ModelSpec, method: str = "none", group_size: int = 128) -> WeightBytes:
+    """Bytes of `spec`'s weights with every linear stored by `method`, a row of `data/formats.yaml`."""
+    return stored_bytes(spec, uniform_patterns(spec, Storage(method, group_size)))
+
+
+def stored_bytes(spec: ModelSpec, layers: Sequence[LayerPattern]) -> WeightBytes:
+    """Bytes of `spec`'s weights with the linears stored as `layers` say.
 
     Embedding, lm_head and routers stay in the model's dtype, as every export of ours leaves them; a tied
     model counts the shared table once, as embedding.
-
-    Args:
-        spec: the model.
-        method, group_size: how linears are stored for which `others` does not say otherwise.
-        others: full name of a linear -> how it is stored.
     """
-    element, default = DTYPE_BYTES[spec.dtype], Storage(method, group_size)
-    linears, other = [], []
-    kinds = {spec.is_sparse(layer): _layer_shapes(spec, layer) for layer in layer_examples(spec)}
-    for layer in range(spec.num_hidden_layers):
-        (shapes, unquantized), prefix = kinds[spec.is_sparse(layer)], layer_prefix(layer)
-        linears.append(
-            sum(
-                linear_bytes(shape, element, others.get(prefix + name, default))
-                for name, shape in shapes.items()
+    element = DTYPE_BYTES[spec.dtype]
+    linears: dict[int, int] = {}  # by the identity of the pattern
+    for pattern in layers:
+        if id(pattern) not in linears:
+            linears[id(pattern)] = sum(
+                count * linear_bytes(shape, element, own)
+                for (_, shape, own), count in pattern.linears.items()
             )
-        )
-        other.append(element * unquantized)
+    other = {spec.is_sparse(layer): element * _unquantized(spec, layer) for layer in layer_examples(spec)}
     table = spec.vocab_size * spec.hidden_size * element
     return WeightBytes(
         embedding=table,
         head=0 if spec.tie_word_embeddings else table,
-        linears=tuple(linears),
-        other=tuple(other),
+        linears=tuple(linears[id(pattern)] for pattern in layers),
+        other=tuple(other[spec.is_sparse(layer)] for layer in range(spec.num_hidden_layers)),
         final_norm=spec.hidden_size * element,
     )
 
 
-def _layer_shapes(spec: ModelSpec, layer: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """The shapes of a layer's linears, and the elements of everything else in it."""
-    shapes = linear_shapes(spec, layer)
+def _unquantized(spec: ModelSpec, layer: int) -> int:
+    """Elements of a layer that are no linear's weights: norms, biases, routers."""
     whole = sum(math.prod(shape) for shape in layer_tensors(spec, layer).values())
-    return shapes, whole - sum(math.prod(shape) for shape in shapes.values())
+    return whole - sum(math.prod(shape) for shape in linear_shapes(spec, layer).values())
 
 
 @cache
@@ -139,23 +127,18 @@ class MethodBytes:
         return 8 * self.stored / self.weights
 
 
-def bytes_by_method(spec: ModelSpec, assigned: Mapping[str, Storage]) -> dict[str, MethodBytes]:
-    """What each method has of the linears that `assigned` names in full."""
+def bytes_by_method(spec: ModelSpec, layers: Sequence[LayerPattern]) -> dict[str, MethodBytes]:
+    """What each method has of the linears that `layers` store."""
     element = DTYPE_BYTES[spec.dtype]
-    kinds = {spec.is_sparse(layer): linear_shapes(spec, layer) for layer in layer_examples(spec)}
-    alike: Counter[tuple[tuple[int, int], Storage]] = Counter()
-    for layer in range(spec.num_hidden_layers):
-        prefix = layer_prefix(layer)
-        for name, shape in kinds[spec.is_sparse(layer)].items():
-            alike[shape, assigned[prefix + name]] += 1
     found: dict[str, MethodBytes] = {}
-    for (shape, own), count in alike.items():
-        sofar = found.get(own.method, MethodBytes(0, 0, 0))
-        found[own.method] = MethodBytes(
-            sofar.linears + count,
-            sofar.weights + count * math.prod(shape),
-            sofar.stored + count * linear_bytes(shape, element, own),
-        )
+    for pattern in layers:
+        for (_, shape, own), count in pattern.linears.items():
+            sofar = found.get(own.method, MethodBytes(0, 0, 0))
+            found[own.method] = MethodBytes(
+                sofar.linears + count,
+                sofar.weights + count * math.prod(shape),
+                sofar.stored + count * linear_bytes(shape, element, own),
+            )
     return found
 
 
@@ -167,6 +150,15 @@ def linear_count(spec: ModelSpec) -> int:
         for kind, layer in kinds.items()
     }
     return sum(counts[spec.is_sparse(layer)] for layer in range(spec.num_hidden_layers))
+
+
+def active_count(spec: ModelSpec) -> int:
+    """Those of them that one token goes through: of the routed experts, as many as the router chooses."""
+    if spec.moe is None:
+        return linear_count(spec)
+    moe = spec.moe
+    idle = (moe.num_experts - moe.num_experts_per_tok) * 3 * spec.hidden_size * moe.moe_intermediate_size
+    return linear_count(spec) - sum(moe.sparse_layers) * idle
 
 
 def quantize_peak_bytes(

@@ -10,7 +10,7 @@ from toolchain.errors import PlanError, combined
 from toolchain.plan import auto, compat, kernels, memory, openvino
 from toolchain.plan.auto import Choice
 from toolchain.plan.build_flags import asked_flags, flag_problems
-from toolchain.plan.device import Device, find_device
+from toolchain.plan.device import Device, find_device, host_memory
 from toolchain.plan.effort import Measured, StageNeed, stage_needs
 from toolchain.plan.facts import ModelFacts, model_facts
 from toolchain.plan.fit import Fit, find_fit, fit_problems
@@ -19,6 +19,7 @@ from toolchain.plan.ranks import token_bytes
 from toolchain.plan.releases import default_version
 from toolchain.plan.serving import serving_problems
 from toolchain.plan.stored import PlannedWeights, planned_weights
+from toolchain.recipe.rules import violations
 
 if TYPE_CHECKING:
     from toolchain.model.spec import ModelSpec
@@ -171,9 +172,21 @@ def make_plan(recipe: Recipe, measured: Sequence[Measured] = ()) -> Plan:
     made.problems[:0] = problems
     made.choices.extend(choices)
     made.stages.extend(stage_needs(recipe, facts.spec, made.weights, made.fit, measured))
+    made.notes.extend(_too_large_here(made.stages))
     if not choices and not made.problems:
         made.notes.extend(_unsharded(recipe, facts, device))
     return made
+
+
+def _too_large_here(stages: Sequence[StageNeed]) -> list[str]:
+    """The stages that want more memory than this machine has: it need not be the one that builds."""
+    here = host_memory()
+    return [
+        f"the stage {need.stage} needs {memory.human_bytes(need.host)} of host memory; this machine has "
+        f"{memory.human_bytes(here)}"
+        for need in stages
+        if need.host > here
+    ]
 
 
 def _unsharded(recipe: Recipe, facts: ModelFacts, device: Device) -> list[str]:
@@ -181,7 +194,10 @@ def _unsharded(recipe: Recipe, facts: ModelFacts, device: Device) -> list[str]:
     ranks = recipe.parallelism.world_size
     if ranks == 1 or not device.known:
         return []
-    alone = _plan(auto.fill_in(recipe, recipe.quantization.method, 1, 1), facts, device)
+    unsharded = auto.fill_in(recipe, recipe.quantization.method, 1, 1)
+    if next(violations(unsharded), None) is not None:  # other fields are about the split
+        return []
+    alone = _plan(unsharded, facts, device)
     if alone.problems or not auto.has_room(alone.fit, alone.resolved, facts.spec):
         return []
     beside = alone.fit.sequences(alone.max_seq_len)

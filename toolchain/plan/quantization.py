@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolchain.data import load_table
 from toolchain.errors import PlanError
-from toolchain.model.families import layer_examples, layer_prefix, linear_groups, linear_kind, linear_kinds
+from toolchain.model.families import (
+    layer_examples,
+    layer_prefix,
+    linear_groups,
+    linear_kind,
+    linear_shapes,
+)
 from toolchain.model.selection import choose
 from toolchain.model.spec import ModelSpec
 
@@ -56,6 +64,46 @@ def storages(spec: ModelSpec, quant: Quantization, method: str) -> Mapping[str, 
     return MappingProxyType(chosen)
 
 
+@dataclass(frozen=True)
+class LayerPattern:
+    """How a decoder layer stores its linears: (kind, shape [out, in], storage) -> how many."""
+
+    sparse: bool
+    linears: Mapping[tuple[str, tuple[int, int], Storage], int]
+
+
+@lru_cache(maxsize=32)
+def patterns(spec: ModelSpec, quant: Quantization, method: str) -> Sequence[LayerPattern]:
+    """`storages` layer by layer."""
+    return layer_patterns(spec, storages(spec, quant, method))
+
+
+def uniform_patterns(spec: ModelSpec, own: Storage) -> list[LayerPattern]:
+    """Every linear stored alike, layer by layer."""
+    kinds = {}
+    for layer in layer_examples(spec):
+        shapes = linear_shapes(spec, layer)
+        linears = Counter((linear_kind(name), shape, own) for name, shape in shapes.items())
+        kinds[spec.is_sparse(layer)] = LayerPattern(spec.is_sparse(layer), linears)
+    return [kinds[spec.is_sparse(layer)] for layer in range(spec.num_hidden_layers)]
+
+
+def layer_patterns(spec: ModelSpec, assigned: Mapping[str, Storage]) -> list[LayerPattern]:
+    """How each layer stores its linears. Layers that do so alike share one object."""
+    shapes = {spec.is_sparse(layer): linear_shapes(spec, layer) for layer in layer_examples(spec)}
+    known: dict[tuple[bool, tuple[Storage, ...]], LayerPattern] = {}
+    found = []
+    for layer in range(spec.num_hidden_layers):
+        sparse, prefix = spec.is_sparse(layer), layer_prefix(layer)
+        own = tuple(assigned[prefix + name] for name in shapes[sparse])
+        if (sparse, own) not in known:
+            kinds = map(linear_kind, shapes[sparse])
+            linears = Counter(zip(kinds, shapes[sparse].values(), own, strict=True))
+            known[sparse, own] = LayerPattern(sparse, linears)
+        found.append(known[sparse, own])
+    return found
+
+
 def defaults(quant: Quantization) -> tuple[str, ...]:
     """The methods that a linear may get which no override names: the recipe's, or those of its search."""
     return (quant.method,) if quant.search is None else quant.search.candidates
@@ -93,10 +141,10 @@ def quantization_problems(spec: ModelSpec, quant: Quantization, flavour: str) ->
                 fix="choose one method, and give other linears theirs in quantization.overrides",
             )
         )
-    found = [storages(spec, quant, method) for method in defaults(quant)]
-    problems += _group_problems(spec, found)
+    found = [patterns(spec, quant, method) for method in defaults(quant)]
+    problems += _group_problems(found)
     if flavour != "openvino":
-        problems += _fused_problems(spec, found[0])
+        problems += _fused_problems(spec, storages(spec, quant, defaults(quant)[0]))
     calibration = quant.calibration if quant.calibrates else None
     if calibration is not None and calibration.seq_len > spec.max_position_embeddings:
         problems.append(
@@ -125,14 +173,11 @@ def _source_problems(spec: ModelSpec, quant: Quantization) -> list[PlanError]:
     ]
 
 
-def _group_problems(spec: ModelSpec, found: Sequence[Mapping[str, Storage]]) -> list[PlanError]:
+def _group_problems(found: Sequence[Sequence[LayerPattern]]) -> list[PlanError]:
     """One error that names every kind of linear whose input channels the groups do not divide."""
-    shapes = linear_kinds(spec)
     wrong: dict[str, None] = {}
-    for assigned in found:
-        for name, own in assigned.items():
-            kind = linear_kind(name.split(".", 3)[3])
-            columns = shapes[kind][1]
+    for pattern in {id(pattern): pattern for layers in found for pattern in layers}.values():
+        for kind, (_, columns), own in pattern.linears:
             if own.group is not None and columns % own.group:
                 wrong[f"{kind} has {columns}, for {own.method} in groups of {own.group}"] = None
     if not wrong:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from toolchain.model.families import has_bias, linear_shapes, routers
 from toolchain.model.spec import ModelSpec
 from toolchain.plan.memory import DTYPE_BYTES, KV_DTYPE_BYTES, linear_bytes
-from toolchain.plan.stored import LayerPattern
+from toolchain.plan.quantization import LayerPattern
 
 _READS_A_SPLIT = frozenset({"o_proj", "down_proj", "w2"})
 """Linears that are divided by input channels, by the last part of their names."""

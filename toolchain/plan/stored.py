@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from toolchain.errors import PlanError
-from toolchain.model.families import layer_examples, layer_prefix, linear_kind, linear_shapes
+from toolchain.model.families import layer_prefix, linear_shapes
 from toolchain.model.selection import modules
 from toolchain.model.spec import ModelSpec
 from toolchain.plan import memory
 from toolchain.plan.memory import MethodBytes, WeightBytes
 from toolchain.plan.quantization import (
+    LayerPattern,
     Storage,
     defaults,
+    patterns,
     published_storage,
     quantization_problems,
     storages,
+    uniform_patterns,
 )
 from toolchain.recipe.section import size_bytes
 
@@ -47,13 +49,13 @@ def quantized_bytes(
             f"lm_head is the embedding table ({table}), which stays in {spec.dtype} whatever `exclude` says"
         )
     if quant.search is None:
-        assigned = storages(spec, quant, quant.method)
-        stored = memory.weight_bytes(spec, others=assigned)
-        return stored, memory.bytes_by_method(spec, assigned)
+        layers = patterns(spec, quant, quant.method)
+        return memory.stored_bytes(spec, layers), memory.bytes_by_method(spec, layers)
     choices = [storages(spec, quant, method) for method in defaults(quant)]
     largest, smallest = (
         choose(
-            (memory.weight_bytes(spec, others=choice) for choice in choices), key=lambda found: found.total
+            (memory.stored_bytes(spec, patterns(spec, quant, method)) for method in defaults(quant)),
+            key=lambda found: found.total,
         )
         for choose in (max, min)
     )
@@ -77,14 +79,6 @@ def quantized_bytes(
     linears = tuple(int(count * share) for count in largest.linears)
     notes.append("the search decides which linears get which method; its budget is what is planned for")
     return replace(largest, linears=linears), {}
-
-
-@dataclass(frozen=True)
-class LayerPattern:
-    """How a decoder layer stores its linears: (kind, shape [out, in], storage) -> how many."""
-
-    sparse: bool
-    linears: Mapping[tuple[str, tuple[int, int], Storage], int]
 
 
 @dataclass(frozen=True)
@@ -119,20 +113,20 @@ def planned_weights(spec: ModelSpec, quant: Quantization, flavour: str) -> Plann
     notes: list[str] = []
     source = memory.weight_bytes(spec, *published_storage(spec.quantization))
     stored, by_method = source, dict[str, MethodBytes]()
-    choices: list[Mapping[str, Storage]] = [
-        dict.fromkeys(modules(spec)[1], published_storage(spec.quantization))
-    ]
+    own = published_storage(spec.quantization)
+    choices: list[Mapping[str, Storage]] = [dict.fromkeys(modules(spec)[1], own)]
+    searched: list[Sequence[LayerPattern]] = [uniform_patterns(spec, own)]
     problems: list[PlanError] = []
     try:
         problems += quantization_problems(spec, quant, flavour)
         if quant.methods:
             stored, by_method = quantized_bytes(spec, quant, notes)
             choices = [storages(spec, quant, method) for method in defaults(quant)]
+            searched = [patterns(spec, quant, method) for method in defaults(quant)]
     except PlanError as error:  # a pattern that means nothing: no linear's method is known
         problems.append(error)
-    full = [memory.weight_bytes(spec, others=choice).layer_linears for choice in choices]
+    full = [memory.stored_bytes(spec, layers).layer_linears for layers in searched]
     largest = full.index(max(full))
-    searched = [layer_patterns(spec, choice) for choice in choices]
     return PlannedWeights(
         source=source,
         stored=stored,
@@ -144,22 +138,6 @@ def planned_weights(spec: ModelSpec, quant: Quantization, flavour: str) -> Plann
         problems=problems,
         notes=notes,
     )
-
-
-def layer_patterns(spec: ModelSpec, assigned: Mapping[str, Storage]) -> list[LayerPattern]:
-    """How each layer stores its linears. Layers that do so alike share one object."""
-    shapes = {spec.is_sparse(layer): linear_shapes(spec, layer) for layer in layer_examples(spec)}
-    known: dict[tuple[bool, tuple[Storage, ...]], LayerPattern] = {}
-    found = []
-    for layer in range(spec.num_hidden_layers):
-        sparse, prefix = spec.is_sparse(layer), layer_prefix(layer)
-        own = tuple(assigned[prefix + name] for name in shapes[sparse])
-        if (sparse, own) not in known:
-            kinds = map(linear_kind, shapes[sparse])
-            linears = Counter(zip(kinds, shapes[sparse].values(), own, strict=True))
-            known[sparse, own] = LayerPattern(sparse, linears)
-        found.append(known[sparse, own])
-    return found
 
 
 def _share(spec: ModelSpec, assigned: Mapping[str, Storage], fixed: Set[str]) -> tuple[int, int]:

@@ -37,7 +37,7 @@ class Parallelism(Section):
     )
     gpus: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None,
-        description="GPUs that there are; what auto may spread a copy over. null: those of one node.",
+        description="GPUs that there are; what auto may spread a copy over. null: 8, as in one node.",
     )
     moe_tensor: Annotated[int, Field(ge=1, le=64)] | None = Field(
         default=None,

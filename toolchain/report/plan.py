@@ -71,6 +71,8 @@ def figure_rows(plan: Plan) -> list[list[str]]:
     flavour: str = recipe.engine.flavour
     if ranks > 1:
         flavour += f", tensor {split.tp_size} x pipeline {split.pp_size} = {ranks} ranks"
+    if split.gpus is not None and split.gpus // ranks > 1:
+        flavour += f"; {split.gpus // ranks} copies on {split.gpus} GPUs"
     sizes = f"{human_bytes(plan.weights.source.total)} -> {human_bytes(plan.weights.stored.total)}"
     heads = f"{spec.num_attention_heads} heads, {spec.num_key_value_heads} KV heads of {spec.head_dim}"
     in_memory = f"{human_bytes(fit.fullest.weights.total)} in memory"

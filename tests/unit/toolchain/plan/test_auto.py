@@ -55,7 +55,7 @@ def test_a_fast_link_decides_between_tensor_and_pipeline() -> None:
     assert "tensor over NVLink" in with_link.choices[0].reason
     without = planned(*plain, "engine.gpu=l40s")
     assert chosen(without) == ("none", 1, 4)
-    assert without.choices[0].reason == "4 GPUs: no NVLink, so pipeline; 16-bit weights"
+    assert without.choices[0].reason == "4 GPUs: no NVLink, so pipeline"
 
 
 def test_several_nodes_are_joined_by_pipeline() -> None:

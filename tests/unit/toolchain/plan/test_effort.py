@@ -12,7 +12,7 @@ from toolchain.plan.plan import make_plan
 from toolchain.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[4] / "configs"
-WORK = Work("quantize", "awq", "cpu", 6_291_456, 14_688_768, 32_768)
+WORK = Work("quantize", "awq", "cpu", 6_291_456, 6_291_456, 14_688_768, 32_768)
 
 
 def needs(
@@ -58,7 +58,7 @@ def test_on_a_gpu_the_layer_is_there() -> None:
     assert on_cpu.gpu == 0
     assert on_gpu.host < on_cpu.host
     assert on_gpu.seconds < on_cpu.seconds / 10
-    eight = Work("quantize", "fp8", "cuda", 6_979_321_856, 0, 128 * 2048)
+    eight = Work("quantize", "fp8", "cuda", 6_979_321_856, 6_979_321_856, 0, 128 * 2048)
     assert eight.seconds == pytest.approx(64, rel=0.2)
 
 

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolchain.errors import PlanError
 from toolchain.plan.plan import make_plan
@@ -166,3 +168,57 @@ def test_a_tied_table_is_told():
     assert (
         any("lm_head is the embedding table" in note for note in plan.notes) == plan.spec.tie_word_embeddings
     )
+
+
+def sequences(*overrides: str) -> int:
+    return planned("llama70b-int4", "engine.gpu=h100", *overrides).fit.sequences(4096) or 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tensor=st.sampled_from([1, 2, 4]),
+    batch=st.sampled_from([1, 8, 64]),
+    tokens=st.sampled_from([2048, 8192]),
+    method=st.sampled_from(["awq", "fp8", "none"]),
+)
+def test_more_of_one_thing_never_leaves_more_of_another(
+    tensor: int, batch: int, tokens: int, method: str
+) -> None:
+    def fits(tensor: int = tensor, batch: int = batch, tokens: int = tokens, method: str = method) -> int:
+        return sequences(
+            f"parallelism.tensor={tensor}", f"engine.max_batch_size={batch}",
+            f"engine.max_num_tokens={tokens}", f"quantization.method={method}",
+        )  # fmt: skip
+
+    assert fits(batch=8 * batch) <= fits() <= fits(tensor=2 * tensor)
+    assert fits(tokens=2 * tokens) <= fits()
+    assert fits(method="none") <= fits() <= fits(method="awq")
+
+
+def test_longer_sequences_are_fewer() -> None:
+    counts = planned("llama70b-int4", "engine.gpu=h100").sequence_counts()
+    assert list(counts) == [8192, 2048, 512]
+    assert sorted(counts.values(), key=lambda count: count or 0) == list(counts.values())
+
+
+def test_a_sharded_model_that_fits_one_gpu_is_told_of() -> None:
+    notes = planned("llama70b-int4", "engine.gpu=h200").notes
+    assert any("the model fits one h200" in note and "4 copies" in note for note in notes)
+    assert not any("fits one" in note for note in planned("llama70b-int4", "engine.gpu=l40s").notes)
+
+
+def test_experts_may_be_split_where_channels_may_not() -> None:
+    split = ("parallelism.tensor=8", "quantization.method=none", "quantization.calibration=null")
+    by_channels = planned_with_experts("Qwen/Qwen3-30B-A3B", *split)
+    assert by_channels.problems == []  # 768 / 8
+    ways = ("parallelism.tensor=32", *split[1:])
+    whats = [problem.what for problem in planned_with_experts("Qwen/Qwen3-30B-A3B", *ways).problems]
+    assert whats == []
+    uneven = planned_with_experts("Qwen/Qwen3-30B-A3B", *ways, "parallelism.moe_expert=32")
+    assert uneven.problems == []
+
+
+def test_a_stage_that_this_machine_cannot_hold_is_told_of(monkeypatch) -> None:
+    monkeypatch.setattr("toolchain.plan.plan.host_memory", lambda: 4 * 2**30)
+    notes = planned("llama70b-int4").notes
+    assert any("the stage quantize needs" in note and "this machine has 4 GiB" in note for note in notes)
