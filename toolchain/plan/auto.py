@@ -8,11 +8,12 @@ fits one is not sharded; NVLink carries tensor parallelism; without it or betwee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolchain.data import load_table
+from toolchain.errors import PlanError
 from toolchain.plan.device import Device
 from toolchain.plan.notes import INT4_WEIGHT_ONLY
 from toolchain.recipe.quantization import READ_BY, Quantization
@@ -20,7 +21,6 @@ from toolchain.recipe.rules import violations
 from toolchain.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from toolchain.errors import PlanError
     from toolchain.model.spec import ModelSpec
     from toolchain.plan.fit import Fit
 
@@ -102,19 +102,26 @@ def rank_choices(
         spec: the model.
         device: what each rank runs on.
         judge: tells how a recipe without `auto` fits.
+
+    Raises:
+        PlanError: each of them breaks a rule of recipes.
     """
-    found = []
+    found, rule = [], None
     for method in _methods(recipe, spec):
         for tensor, pipeline in _splits(recipe, device):
             filled = fill_in(recipe, method, tensor, pipeline)
             broken = next(violations(filled), None)
             if broken is not None:
+                rule = broken
                 continue
             fit, problems = judge(filled)
             choice = _choice(recipe, spec, device, method, fit, problems, tensor, pipeline)
             found.append((choice, filled, problems))
             if any(problem.where == "quantization.method" for problem in problems):
                 break  # whatever the split, there is no kernel
+    if not found:
+        assert rule is not None
+        raise PlanError(rule.what, where=rule.path, why=rule.why, fix=rule.fix)
     found.sort(key=lambda one: _rank(one[0], one[2], device))
     return [(choice, filled) for choice, filled, _ in found]
 
@@ -130,19 +137,19 @@ def _methods(recipe: Recipe, spec: ModelSpec) -> tuple[str, ...]:
     return tuple(method for method in methods if method in _ON_CPU or not on_cpu)
 
 
-def _splits(recipe: Recipe, device: Device) -> Iterator[tuple[int, int]]:
-    """The splits whose copies fill the GPUs that there are."""
+def _splits(recipe: Recipe, device: Device) -> list[tuple[int, int]]:
+    """The splits whose copies fill the GPUs that there are; if none does, those that fit them."""
     split = recipe.parallelism
     if recipe.engine.flavour == "openvino":
-        yield 1, 1
-        return
+        return [(1, 1)]
     gpus = split.gpus or device.node or 8
     node = min(device.node or gpus, gpus)
-    for tensor in range(1, node + 1) if split.tensor == "auto" else (split.tensor,):
-        for pipeline in range(1, gpus // tensor + 1) if split.pipeline == "auto" else (split.pipeline,):
-            whole = gpus % (tensor * pipeline) == 0 and node % tensor == 0
-            if whole or "auto" not in (split.tensor, split.pipeline):
-                yield tensor, pipeline
+    tensors = [n for n in range(1, node + 1) if node % n == 0] if split.tensor == "auto" else [split.tensor]
+    pipelines = range(1, gpus + 1) if split.pipeline == "auto" else [split.pipeline]
+    every = [(tensor, pipeline) for tensor in tensors for pipeline in pipelines]
+    fitting = [(tensor, pipeline) for tensor, pipeline in every if tensor * pipeline <= gpus]
+    filling = [(tensor, pipeline) for tensor, pipeline in fitting if gpus % (tensor * pipeline) == 0]
+    return filling or fitting or every[:1]
 
 
 def _choice(

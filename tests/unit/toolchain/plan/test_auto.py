@@ -123,6 +123,33 @@ def test_auto_needs_a_gpu_to_decide_for() -> None:
         planned(*ALL_OPEN, "engine.gpu=null").check()
 
 
+@pytest.mark.parametrize(
+    ("fixed", "splits"),
+    [
+        (("parallelism.pipeline=3", "parallelism.tensor=auto"), {(1, 3), (2, 3)}),  # none fills 8 GPUs
+        (("parallelism.pipeline=auto", "parallelism.tensor=4"), {(4, 1), (4, 2)}),
+        (("parallelism.pipeline=auto", "parallelism.tensor=16"), {(16, 1)}),
+    ],
+)
+def test_what_is_fixed_stays(fixed: tuple[str, ...], splits: set[tuple[int, int]]) -> None:
+    plan = planned(*fixed, "engine.gpu=h100")
+    assert {(choice.tensor, choice.pipeline) for choice in plan.choices} == splits
+
+
+def test_rules_that_nothing_can_keep() -> None:
+    mixtral = "model.source=mistralai/Mixtral-8x7B-Instruct-v0.1"
+    with pytest.raises(PlanError, match=r"moe_tensor times moe_expert is not parallelism\.tensor"):
+        planned(mixtral, "parallelism.tensor=auto", "parallelism.moe_tensor=4", "parallelism.moe_expert=4",
+                "engine.gpu=h100")  # fmt: skip
+
+
+def test_experts_of_their_own_leave_the_split_to_match() -> None:
+    mixtral = "model.source=mistralai/Mixtral-8x7B-Instruct-v0.1"
+    plan = planned(mixtral, "parallelism.tensor=auto", "parallelism.moe_expert=4", "engine.gpu=h100")
+    assert {choice.tensor for choice in plan.choices} == {4, 8}
+    assert chosen(plan) == ("awq", 4, 1)
+
+
 def test_more_ranks_than_gpus() -> None:
     with pytest.raises(PlanError, match="4 ranks do not fit 2 GPUs"):
         planned("parallelism.gpus=2").check()
