@@ -17,6 +17,7 @@ from toolchain.engine.tensorrt.stamp import read_engine
 from toolchain.errors import ToolchainError, UsageError
 from toolchain.pipeline.artifact import Artifact
 from toolchain.pipeline.build import Built
+from toolchain.pipeline.launch import render_launch
 from toolchain.pipeline.serve import serve_artifact
 
 pytest.importorskip("torch")
@@ -85,6 +86,8 @@ def test_from_model_to_repository(machine: Path, monkeypatch: pytest.MonkeyPatch
     again = outcomes(build(machine, "engine.build.max_beam_width=2"))
     assert next(name for name, outcome in again.items() if outcome == "run") == "engine"
 
+    with pytest.raises(ToolchainError, match="are of TensorRT-LLM 1"):
+        render_launch(built.artifact, "local", image="nvcr.io/nvidia/tritonserver:25.12-trtllm-python-py3")
     (machine / "bin" / "nvidia-smi").write_text('#!/bin/sh\necho "NVIDIA L40S, 8.9"\n')
     with (
         pytest.raises(ToolchainError, match=r"for sm_90 \(built on NVIDIA H100"),

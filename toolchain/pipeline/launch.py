@@ -15,6 +15,8 @@ from deploy.launch.slurm import slurm
 from deploy.repositories.tensorrt import DRAFT_MODEL
 from deploy.repositories.vllm import MODEL_JSON
 from toolchain.data import load_table
+from toolchain.engine.tensorrt.compatible import require_loads_in
+from toolchain.engine.tensorrt.stamp import is_engine_dir
 from toolchain.errors import UsageError, file_error
 from toolchain.pipeline.artifact import Artifact
 from toolchain.plan.releases import release
@@ -50,13 +52,17 @@ def render_launch(
         options: fields of `Launch`: gpus_per_node, host, ports, drain_s.
 
     Raises:
+        ToolchainError: the engines would not load in `image`.
         UsageError: there is no such target, it is no artifact or an incomplete one, or the target cannot
             serve it.
     """
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", where="--target", fix=f"use {', '.join(TARGETS)}")
-    launch = replace(launch_of(Artifact.open(path)), **options)
+    artifact = Artifact.open(path)
+    launch = replace(launch_of(artifact), **options)
     if image is not None:
+        if "engine" in artifact.manifest.stages and is_engine_dir(artifact.dir("engine")):
+            require_loads_in(artifact.dir("engine"), image)
         launch = replace(launch, image=image)
     if target == "kubernetes":
         return kubernetes(launch, claim=claim)

@@ -98,6 +98,19 @@ def require_loads(directory: Path, where: Target) -> EngineFacts:
     return facts
 
 
+def require_loads_in(directory: Path, image: str) -> None:
+    """Make sure that a container runs the engines in `directory`, if it is one of Triton's that is known.
+
+    Raises:
+        ToolchainError: its TensorRT-LLM is another one.
+    """
+    try:
+        known = container_release(image)
+    except UsageError:  # an image of somebody's own
+        return
+    require_loads(directory, Target(known.version, known.tensorrt))
+
+
 def loading_problems(engine: EngineFacts, where: Target, directory: Path) -> list[ToolchainError]:
     """Why the engines will not load there; empty when they will, as far as is known.
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from toolchain.engine.tensorrt.compatible import Target, loading_problems, require_loads, target
+from toolchain.engine.tensorrt.compatible import (
+    Target,
+    loading_problems,
+    require_loads,
+    require_loads_in,
+    target,
+)
 from toolchain.engine.tensorrt.stamp import EngineFacts, is_engine_dir, read_engine, write_stamp
 from toolchain.errors import ModelError, ToolchainError, UsageError
 
@@ -84,6 +90,14 @@ def test_a_machine_names_its_gpu_in_its_own_words() -> None:
     (problem,) = loading_problems(FACTS, Target(sm=89, gpu="NVIDIA L40S"), Path("e"))
     assert "NVIDIA L40S (sm_89) is to run them" in problem.what
     assert "engine.gpu set to the GPU that is there" in str(problem.fix)
+
+
+def test_a_container_of_another_version_is_refused(engine: Path) -> None:
+    image = "nvcr.io/nvidia/tritonserver:{}-trtllm-python-py3"
+    with pytest.raises(ToolchainError, match=r"1\.1\.0 is to run them"):
+        require_loads_in(engine, image.format("25.12"))
+    require_loads_in(engine, image.format("26.05"))
+    require_loads_in(engine, "registry.example.com/ours/triton:7")
 
 
 def test_every_reason_is_told() -> None:
