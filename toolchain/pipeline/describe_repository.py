@@ -14,7 +14,7 @@ from deploy.check import repository_problems
 from deploy.pbtxt import CONFIG, read_config
 from toolchain.engine.tensorrt.stamp import is_engine_dir
 from toolchain.errors import PackageError
-from toolchain.findings import Finding
+from toolchain.findings import ERROR, WARNING, Finding
 from toolchain.pipeline.describe_tensorrt import describe_engines
 from toolchain.pipeline.described import Described
 from toolchain.plan.releases import default_version, release
@@ -87,12 +87,25 @@ def describe_repository(repository: Path, *, target: str | None = None) -> Descr
         _tell(found, flavour, engine, configs[engine], target)
     if not left_open:
         known = {finding.where for finding in found.findings}
+        strict = flavour == VLLM or (repository / "preprocessing" / "1" / "tokenizer").is_dir()
         found.findings += [
-            Finding(problem, str(repository), "", "render it again, or mend it where it says")
+            _of_problem(problem, repository, strict)
             for problem in repository_problems(repository)
             if not any(where in problem for where in known)
         ]
     return found
+
+
+def _of_problem(problem: str, repository: Path, strict: bool) -> Finding:
+    """Of somebody else's repository a problem is a warning: what it holds may lie where it is served."""
+    left_open = "${" in problem
+    return Finding(
+        problem,
+        str(repository),
+        "the backend takes its default for it" if left_open else "",
+        "render it again, or mend it where it says",
+        WARNING if left_open or not strict else ERROR,
+    )
 
 
 def _left_open(file: Path) -> list[str]:
