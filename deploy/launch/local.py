@@ -88,6 +88,7 @@ def mpirun(launch: Launch) -> dict[str, str]:
         'export REPOSITORY="$repository"  # the same path on every host, as this directory is',
         "hosts=()",
         'if [ -n "${HOSTFILE:-}" ]; then hosts=(--hostfile "$HOSTFILE"); fi',
+        'cd "$repository"  # where workers that a server spawns start, too',
         f'exec {shlex.join(command)} ${{hosts[@]+"${{hosts[@]}}"}} bash "$here/{SERVE}"',
     ]
     return {LAUNCH: "\n".join(lines) + "\n", SERVE: serve_script(launch, under_mpi=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from deploy.launch.local import container_command
 from deploy.launch.plan import REPOSITORY, SCRIPTS, Launch
 from deploy.launch.serve_script import SERVE, serve_script
 
@@ -16,6 +17,12 @@ def slurm(launch: Launch) -> dict[str, str]:
     Raises:
         UsageError: no container is known, or the ranks cannot be spread over nodes.
     """
+    # A server that spawns its workers has them from mpirun, which must not ask Slurm for them.
+    spawns = launch.orchestrator and launch.participants == 0
+    command = ["bash", f"{SCRIPTS}/{SERVE}"]
+    if spawns:
+        inside, _ = container_command(launch)
+        command = [inside[0], "--mca", "plm", "isolated", "--mca", "ras", "^slurm", *inside[1:]]
     image = pyxis_image(launch.require_image())
     options = [
         f"--job-name={launch.name}",
@@ -44,7 +51,7 @@ def slurm(launch: Launch) -> dict[str, str]:
         f"  {shlex.quote(f'--container-image={image}')} \\",
         f'  --container-mounts={shlex.quote(",".join(mounts))},"$here":{SCRIPTS}:ro \\',
         f"  --container-workdir={REPOSITORY} \\",
-        f"  bash {SCRIPTS}/{SERVE}",
+        f"  {shlex.join(command)}",
     ]
     return {JOB: "\n".join(lines) + "\n", SERVE: serve_script(launch, under_mpi=True)}
 

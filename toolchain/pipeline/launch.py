@@ -12,6 +12,7 @@ from deploy.launch.kubernetes import kubernetes
 from deploy.launch.local import local, mpirun
 from deploy.launch.plan import Launch
 from deploy.launch.slurm import slurm
+from deploy.repositories.common import ENGINE_MODEL
 from deploy.repositories.tensorrt import DRAFT_MODEL
 from deploy.repositories.vllm import MODEL_JSON
 from toolchain.data import load_table
@@ -87,30 +88,35 @@ def launch_of(artifact: Artifact) -> Launch:
     """The facts of an artifact that its launch depends on."""
     repository = artifact.dir("repository")
     recipe = load_recipe(artifact.recipe)
-    section = recipe.deploy.tensorrt_llm
-    instances, orchestrator, participants = 1, False, 0
-    models: tuple[str, ...] = ("tensorrt_llm",)
-    if section is not None:
-        instances = len(section.gpu_device_ids or [()])
-        orchestrator = section.mode == "orchestrator"
-        participants = len(section.participant_ids or ())
-        models += (DRAFT_MODEL,) if section.draft is not None else ()
     files = artifact.manifest.files
     return Launch(
         name=artifact.manifest.name,
         artifact=artifact.path,
-        flavour=recipe.engine.flavour,
         repository=artifact.path / "repository",  # not the store's: a rebuild replaces that
         repository_bytes=sum(f.size for name, f in files.items() if name.startswith("repository/")),
-        image=_image(recipe),
-        ranks=recipe.parallelism.world_size,
-        instances=instances,
-        orchestrator=orchestrator,
-        participants=participants,
-        engine_models=models,
         vllm_arguments=_vllm_arguments(recipe, repository),
-        paths=_paths(recipe),
+        **recipe_facts(recipe),
     )
+
+
+def recipe_facts(recipe: Recipe) -> dict[str, Any]:
+    """What a launch depends on of the recipe: fields of `Launch`."""
+    section = recipe.deploy.tensorrt_llm
+    facts: dict[str, Any] = {
+        "flavour": recipe.engine.flavour,
+        "image": _image(recipe),
+        "ranks": recipe.parallelism.world_size,
+        "paths": _paths(recipe),
+    }
+    if section is not None:
+        models = (ENGINE_MODEL,) if section.draft is None else (ENGINE_MODEL, DRAFT_MODEL)
+        facts |= {
+            "instances": len(section.gpu_device_ids or [()]),
+            "orchestrator": section.mode == "orchestrator",
+            "participants": len(section.participant_ids or ()),
+            "engine_models": models,
+        }
+    return facts
 
 
 def _image(recipe: Recipe) -> str | None:

@@ -43,6 +43,14 @@ def _elsewhere(recipe: Recipe) -> Iterator[Violation]:
                 f"engine.flavour is {flavour}, where it would have no effect",
                 f"remove it, or set it to {default}",
             )
+    if flavour in ("pytorch", "vllm") and not recipe.engine.kv_cache.paged:
+        yield Violation(
+            "engine.kv_cache.paged",
+            ("engine.flavour",),
+            f"engine.kv_cache.paged false does not work on the {flavour} flavour",
+            "its runtime always keeps the cache in blocks",
+            "set it to true",
+        )
     if flavour == "vllm" and deploy.batching == "static":
         yield Violation(
             "deploy.batching",

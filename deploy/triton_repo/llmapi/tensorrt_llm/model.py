@@ -109,6 +109,7 @@ class TritonPythonModel:
         try:
             await self._answer(job)
         except Exception as error:  # whatever the API raises is the request's answer
+            job.cancelled = True  # rows that still run send nothing more
             for result in job.results:
                 result.abort()
             refused = isinstance(error, ValueError)

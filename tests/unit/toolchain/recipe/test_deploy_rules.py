@@ -43,6 +43,13 @@ def test_vllm_has_no_static_batches() -> None:
     assert broken("pytorch", deploy={"batching": "static"}) == []
 
 
+@pytest.mark.parametrize("flavour", ["pytorch", "vllm"])
+def test_runtimes_whose_cache_is_always_paged(flavour: str) -> None:
+    engine = {"kv_cache": {"paged": False, "reuse": False}, "chunked_prefill": False, "max_seq_len": 512}
+    assert "engine.kv_cache.paged" in broken(flavour, engine=engine)
+    assert "engine.kv_cache.paged" not in broken(engine=engine)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
