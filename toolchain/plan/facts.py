@@ -17,6 +17,7 @@ class ModelFacts:
     spec: ModelSpec
     origin: str
     path: Path | None  # the model's directory when its files are here
+    draft: ModelSpec | None = None  # of the model that guesses tokens for it, if a recipe has one
 
 
 def model_facts(source: str, revision: str = "main") -> ModelFacts:

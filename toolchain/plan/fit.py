@@ -13,10 +13,11 @@ from toolchain.plan import openvino, ranks
 from toolchain.plan.device import Device, cpu_executes_bf16, cpu_has_avx512
 from toolchain.plan.memory import human_bytes
 from toolchain.plan.ranks import Cache, RankMemory, StageWeights
+from toolchain.plan.stored import PlannedWeights, planned_weights
+from toolchain.recipe.quantization import Quantization
 
 if TYPE_CHECKING:
     from toolchain.model.spec import ModelSpec
-    from toolchain.plan.stored import PlannedWeights
     from toolchain.recipe import Recipe
 
 GPU_RUNTIME_BYTES = 2 * 2**30
@@ -37,6 +38,7 @@ class Fit:
         ranks: in order.
         cache: how the KV cache is kept.
         wanted: tokens of cache that the recipe asks for.
+        draft: the model that guesses tokens beside it, with a cache of its own.
     """
 
     spec: ModelSpec
@@ -44,6 +46,7 @@ class Fit:
     ranks: tuple[RankMemory, ...]
     cache: Cache
     wanted: int
+    draft: ModelSpec | None = None
 
     @property
     def fullest(self) -> RankMemory:
@@ -74,26 +77,29 @@ class Fit:
     def sequence_bytes(self, rank: RankMemory, length: int) -> int:
         """Cache bytes of one sequence of `length` tokens on a rank."""
         stage = rank.weights
-        return ranks.sequence_bytes(self.spec, self.cache, length, self.tensor, stage.begin, stage.end)
+        own = ranks.sequence_bytes(self.spec, self.cache, length, self.tensor, stage.begin, stage.end)
+        return own + (0 if self.draft is None else ranks.sequence_bytes(self.draft, self.cache, length))
 
 
-def find_fit(recipe: Recipe, spec: ModelSpec, weights: PlannedWeights, device: Device) -> Fit:
+def find_fit(
+    recipe: Recipe, spec: ModelSpec, weights: PlannedWeights, device: Device, draft: ModelSpec | None = None
+) -> Fit:
     """Share out the memory of `device`, which each rank of `recipe` has, among what the rank holds.
 
-    The recipe has no `auto`.
+    Args:
+        recipe: without `auto`.
+        spec: the model.
+        weights: the model's.
+        device: each rank's.
+        draft: the draft model of the openvino flavour.
     """
     engine = recipe.engine
     on_cpu = engine.flavour == "openvino"
     tensor, pipeline = recipe.parallelism.tp_size, recipe.parallelism.pp_size
     if on_cpu:
-        private = openvino.private_bytes(
-            spec,
-            weights.stored,
-            weights.assigned,
-            precision=engine.precision,
-            bf16_cpu=cpu_executes_bf16(),
-            avx512=cpu_has_avx512(),
-        )
+        private = _private_bytes(recipe, spec, weights)
+        if draft is not None:
+            private += _private_bytes(recipe, draft, planned_weights(draft, Quantization(), engine.flavour))
         stages = [StageWeights(0, spec.num_hidden_layers, 0, private, 0)]
     else:
         stages = ranks.stage_weights(
@@ -108,12 +114,14 @@ def find_fit(recipe: Recipe, spec: ModelSpec, weights: PlannedWeights, device: D
     cache = Cache(_kv_dtype(recipe, spec), BLOCK_TOKENS[engine.flavour], _windows(recipe, spec))
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
     limit = engine.kv_cache.max_tokens
-    wanted = limit or engine.max_batch_size * max_seq_len
+    guessed = engine.speculative.max_draft_len if engine.speculative is not None else 0
+    wanted = limit or engine.max_batch_size * (max_seq_len + guessed)
     share = 1.0 if on_cpu else engine.kv_cache.free_gpu_mem_fraction
     runtime = CPU_RUNTIME_BYTES if on_cpu else GPU_RUNTIME_BYTES
     found: list[RankMemory] = []
     for number, held in enumerate(stages):
         token = ranks.token_bytes(spec, cache, tensor, held.begin, held.end)
+        token += 0 if draft is None else ranks.token_bytes(draft, cache)
         work = 0 if on_cpu else _activation_bytes(recipe, spec, last=number == pipeline - 1)
         room = 0
         if device.memory is not None:
@@ -126,7 +134,19 @@ def find_fit(recipe: Recipe, spec: ModelSpec, weights: PlannedWeights, device: D
             RankMemory(number * tensor + copy, number, held, token, work, runtime, room, taken, device.memory)
             for copy in range(tensor)
         ]
-    return Fit(spec, tensor, tuple(found), cache, wanted)
+    return Fit(spec, tensor, tuple(found), cache, wanted, draft)
+
+
+def _private_bytes(recipe: Recipe, spec: ModelSpec, weights: PlannedWeights) -> int:
+    """What a model's weights take in OpenVINO's process on this machine."""
+    return openvino.private_bytes(
+        spec,
+        weights.stored,
+        weights.assigned,
+        precision=recipe.engine.precision,
+        bf16_cpu=cpu_executes_bf16(),
+        avx512=cpu_has_avx512(),
+    )
 
 
 def fit_problems(recipe: Recipe, fit: Fit, device: Device, max_seq_len: int) -> list[PlanError]:

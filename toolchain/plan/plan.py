@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from toolchain.errors import PlanError, combined
@@ -154,6 +154,9 @@ def make_plan(recipe: Recipe, measured: Sequence[Measured] = ()) -> Plan:
         ModelError, ToolchainError: the model's config cannot be had.
     """
     facts = model_facts(recipe.model.source, recipe.model.revision)
+    guess = recipe.engine.speculative
+    if guess is not None and guess.source is not None:
+        facts = replace(facts, draft=model_facts(guess.source, guess.revision).spec)
     device, problems = find_device(recipe.engine)
     choices: list[Choice] = []
     if auto.is_open(recipe):
@@ -228,11 +231,39 @@ def _plan(recipe: Recipe, facts: ModelFacts, device: Device) -> Plan:
     problems += compat.parallel_problems(spec, weights, engine.flavour, recipe.parallelism)
     problems += _recipe_problems(recipe, spec)
     problems += kernels.kernel_problems(quant, engine.flavour, None if on_cpu else engine.gpu)
-    fit = find_fit(recipe, spec, weights, device)
+    problems += _draft_problems(recipe, spec, facts.draft)
+    fit = find_fit(recipe, spec, weights, device, facts.draft)
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
     problems += fit_problems(recipe, fit, device, max_seq_len)
     said = openvino.notes(weights.assigned) if on_cpu else gpu_notes(recipe, spec, fit, device)
     return Plan(recipe, facts, weights, fit, device, problems, [*weights.notes, *said])
+
+
+def _draft_problems(recipe: Recipe, spec: ModelSpec, draft: ModelSpec | None) -> list[PlanError]:
+    """Why the draft cannot guess for the model, as far as their configs say."""
+    problems: list[PlanError] = []
+    if draft is None:
+        return problems
+    where, fix = "engine.speculative.source", "take a small model of the same family"
+    if draft.vocab_size != spec.vocab_size:
+        problems.append(
+            PlanError(
+                f"the draft has {draft.vocab_size} tokens in its vocabulary, the model {spec.vocab_size}",
+                where=where,
+                why="the model checks the very tokens that the draft guesses",
+                fix=fix,
+            )
+        )
+    longest = recipe.engine.max_seq_len or spec.max_position_embeddings
+    if draft.max_position_embeddings < longest:
+        problems.append(
+            PlanError(
+                f"the draft reads {draft.max_position_embeddings} tokens, sequences may have {longest}",
+                where=where,
+                fix=f"set engine.max_seq_len to {draft.max_position_embeddings}, or {fix}",
+            )
+        )
+    return problems
 
 
 def _recipe_problems(recipe: Recipe, spec: ModelSpec) -> list[PlanError]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from toolchain.plan.memory import human_bytes
 
 if TYPE_CHECKING:
+    from toolchain.model.spec import ModelSpec
     from toolchain.plan.plan import Plan
     from toolchain.plan.ranks import RankMemory
 
@@ -106,6 +107,8 @@ def kv_formula(plan: Plan) -> list[str]:
     if len(fit.ranks) > 1:
         text += f", {human_bytes(fit.token_bytes)} on a rank"
     lines = [text]
+    if fit.draft is not None:
+        lines.append(f"and {human_bytes(fit.token_bytes - whole)} of the draft of {_layers(fit.draft)}")
     if heads < spec.num_attention_heads:
         times = spec.num_attention_heads // heads
         lines.append(
@@ -118,9 +121,15 @@ def kv_formula(plan: Plan) -> list[str]:
         lines.append(f"{len(windows)} of {layers} layers keep {kept} a window of {max(windows)} tokens")
     recipe = plan.resolved.engine
     wanted = f"{recipe.max_batch_size} sequences of {plan.max_seq_len}"
+    if recipe.speculative is not None:
+        wanted += f" and {recipe.speculative.max_draft_len} guesses"
     if recipe.kv_cache.max_tokens is not None:
         wanted = f"engine.kv_cache.max_tokens; {wanted} would be {recipe.max_batch_size * plan.max_seq_len}"
     return [*lines, f"{fit.wanted} tokens wanted ({wanted})"]
+
+
+def _layers(spec: ModelSpec) -> str:
+    return f"{spec.num_hidden_layers} layers and {spec.num_key_value_heads} KV heads"
 
 
 def _fits(plan: Plan) -> str:

@@ -222,3 +222,20 @@ def test_a_stage_that_this_machine_cannot_hold_is_told_of(monkeypatch) -> None:
     monkeypatch.setattr("toolchain.plan.plan.host_memory", lambda: 4 * 2**30)
     notes = planned("llama70b-int4").notes
     assert any("the stage quantize needs" in note and "this machine has 4 GiB" in note for note in notes)
+
+
+def test_a_draft_has_weights_and_a_cache_of_its_own() -> None:
+    alone, guessing = planned("demo-int4").fit, planned("demo-speculative").fit
+    # The demo's draft: 2 of its 8 layers, the table and the output layer again, in 16 bits.
+    assert guessing.token_bytes == alone.token_bytes * 10 / 8
+    assert guessing.fullest.weights.total > alone.fullest.weights.total + 4 * 4096 * 256
+    assert guessing.wanted == alone.wanted + 32 * 4
+    assert (
+        guessing.sequence_bytes(guessing.ranks[0], 512) == alone.sequence_bytes(alone.ranks[0], 512) * 10 // 8
+    )
+
+
+def test_a_draft_that_cannot_guess_for_the_model() -> None:
+    other = "engine.speculative.source=Qwen/Qwen2.5-7B-Instruct"
+    with pytest.raises(PlanError, match="152064 tokens in its vocabulary, the model 4096"):
+        planned("demo-speculative", other).check()
