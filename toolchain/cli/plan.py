@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from toolchain.cli.common import (
     table,
     verb,
 )
-from toolchain.errors import LlmbuildError
+from toolchain.errors import LlmbuildError, combined
 
 if TYPE_CHECKING:
     from toolchain.plan.effort import Measured
@@ -57,13 +58,17 @@ def plan(
         from toolchain.report.memory import memory_svg
 
         svg.write_text(memory_svg(made), encoding="utf-8")
-    if json:
-        emit(made.to_json() | {"missing_tools": [error.to_json() for error in missing]})
-    else:
+    if not json:
         _print(made)
         for error in missing:
             typer.echo(f"\nnot here: {error}")
-    made.check()
+        made.check()
+        return
+    emit(made.to_json() | {"missing_tools": [error.to_json() for error in missing]})
+    if made.problems:  # which stand in the one JSON object that there is
+        problem = combined(made.problems)
+        typer.echo(f"{problem.kind} error: {problem}", err=True)
+        raise typer.Exit(problem.exit_code)
 
 
 def _measured() -> list[Measured]:
@@ -77,12 +82,21 @@ def _measured() -> list[Measured]:
         return []
 
 
+def _encodable(line: str) -> str:
+    """The line, with ASCII for bars where standard output is no Unicode."""
+    try:
+        line.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return line.translate(str.maketrans("█▓▒·", "#+=."))
+    return line
+
+
 def _print(plan: Plan) -> None:
     from toolchain.report.plan import choice_rows, figure_rows, memory_lines, stage_rows
 
     table([plan.resolved.name, ""], figure_rows(plan))
     for line in memory_lines(plan):
-        typer.echo(line)
+        typer.echo(_encodable(line))
     columns = ["stage", ">host memory", ">GPU memory", ">disk", ">time", "by"]
     table(columns, stage_rows(plan), title="a build on this machine:")
     if plan.choices:

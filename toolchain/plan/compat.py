@@ -47,24 +47,24 @@ def parallel_problems(
 
 
 def _padding_problems(weights: PlannedWeights, tensor: int) -> list[PlanError]:
+    """One error for each way of storing linears, with the kinds of linears that it does not suit."""
     formats = load_table("formats")
-    blocks: dict[tuple[str, tuple[int, int]], tuple[int, Storage]] = {}  # the largest of each kind of linear
+    wrong: dict[tuple[Storage, int], dict[str, None]] = {}
     patterns = {id(pattern): pattern for layers in weights.searched for pattern in layers}
     for pattern in patterns.values():
         for kind, shape, own in pattern.linears:
-            if formats[own.method]["group"] == "recipe":
-                block = max(128 if own.method == "w4a8_awq" else 64, own.group_size) * tensor
-                blocks[kind, shape] = max(blocks.get((kind, shape), (0, own)), (block, own))
+            block = max(128 if own.method == "w4a8_awq" else 64, own.group_size) * tensor
+            if formats[own.method]["group"] == "recipe" and any(size % block for size in shape):
+                wrong.setdefault((own, block), {})[f"{kind} is {shape[0]} x {shape[1]}"] = None
     return [
         PlanError(
-            f"{kind} is {shape[0]} x {shape[1]}: {own.method} with group size {own.group_size} "
-            f"needs multiples of {block} at tensor parallelism {tensor}",
+            f"{own.method} with group size {own.group_size} needs multiples of {block} at tensor parallelism "
+            f"{tensor}: {', '.join(kinds)}",
             where="quantization.group_size",
             why="TensorRT-LLM pads group-wise int4 linears at load, which a stored checkpoint cannot follow",
-            fix="lower parallelism.tensor or quantization.group_size, use method fp8, or exclude the linear",
+            fix="lower parallelism.tensor or quantization.group_size, use method fp8, or exclude the linears",
         )
-        for (kind, shape), (block, own) in blocks.items()
-        if any(size % block for size in shape)
+        for (own, block), kinds in wrong.items()
     ]
 
 

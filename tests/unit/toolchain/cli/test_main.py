@@ -1,6 +1,7 @@
 """The command line as a user types it: real argv, real files, exit codes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -111,6 +112,20 @@ def test_plan_of_some_gpus_as_json_and_picture(tmp_path):
     assert plan["kv_cache"]["sequences_fit"]["8192"] > 64
     assert picture.read_text().startswith("<svg ")
     assert llmbuild("plan", "llama70b-int4", "--gpu", "h20x4").exit_code == 2
+
+
+def test_a_plan_that_cannot_work_is_one_json_object_too():
+    result = llmbuild("plan", "llama70b-int4", "--set", "parallelism.tensor=3", "--json")
+    assert result.exit_code == 3
+    assert "64 attention heads cannot be split 3 ways" in json.loads(result.stdout)["problems"][0]["what"]
+    assert "plan error: parallelism.tensor: 64 attention heads" in result.stderr
+
+
+def test_bars_on_a_terminal_without_unicode():
+    argv = [sys.executable, "-m", "toolchain.cli.main", "plan", "llama70b-int4"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60, env=env)
+    assert "|####" in result.stdout
 
 
 def test_plan_needs_no_torch_and_two_seconds(tmp_path):
