@@ -8,12 +8,13 @@ from typing import Any
 
 from quantize.calibration import Calibration, load_calibration
 from quantize.driver import Machine, quantize_model
-from quantize.formats.checkpoint import FORMATS, form_of
+from quantize.formats.base import Scheme
+from quantize.formats.checkpoint import FORMATS, QuantizedCheckpoint, form_of
 from quantize.formats.convert import AUTO, convert_checkpoint
 from quantize.methods.registry import make_method
 from quantize.providers.modelopt import quantize_with_modelopt
 from quantize.search.mixed import Budget, Search, quantize_searched
-from quantize.selection import Override
+from quantize.selection import Override, assign_methods
 from toolchain.errors import QuantizeError
 from toolchain.model.checkpoint import Checkpoint
 from toolchain.model.config_json import read_json_object
@@ -110,6 +111,23 @@ def quantize_checkpoint(
             model_dir, out_dir, work_dir, method=method, calibration=calibration, **common
         )
     return report | {"calibration_documents": calibration.documents if calibration else 0}
+
+
+def planned_scheme(model_dir: Path, config: Mapping[str, Any]) -> Scheme | None:
+    """How `quantize_checkpoint` will leave the model, found out without any work; None under a search.
+
+    Args:
+        model_dir, config: as there.
+    """
+    if "search" in config:
+        return None
+    source = QuantizedCheckpoint.open(model_dir)
+    method = make_method(config["method"], **_options(config))
+    overrides = [_override(config, own) for own in config.get("overrides", ())]
+    assigned = assign_methods(load_spec(model_dir), method, config.get("exclude", ()), overrides)
+    if source.form is not None and not assigned:
+        return source.scheme
+    return Scheme({name: own.scheme for name, own in assigned.items()}, (), config.get("kv_cache"))
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:

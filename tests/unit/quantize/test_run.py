@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from quantize.formats.checkpoint import QuantizedCheckpoint
-from quantize.run import quantize_checkpoint
+from quantize.run import planned_scheme, quantize_checkpoint
 from toolchain.errors import QuantizeError
 from toolchain.text.files import TextFiles
 
@@ -70,3 +70,24 @@ def test_another_dtype_than_the_stored_is_refused(save_model: Callable[..., Path
         quantize_checkpoint(
             save_model(), tmp_path / "out", tmp_path / "work", config={"method": "none", "dtype": "float16"}
         )
+
+
+@pytest.mark.parametrize("method", ["none", "int4_wo", "int8_wo", "fp8_rowwise", "gptq"])
+def test_the_scheme_is_known_beforehand(method: str, save_model: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("some text to calibrate with\n" * 20)
+    config = {
+        "method": method,
+        "group_size": 32,
+        "exclude": ["lm_head"],
+        "overrides": [{"modules": "*.down_proj", "method": "none", "group_size": None}],
+        "calibration": {"samples": 5, "seq_len": 32, "seed": 3},
+    }
+    model, text = save_model(), TextFiles.local(tmp_path / "c.txt")
+    planned = planned_scheme(model, config)
+    quantize_checkpoint(model, tmp_path / "out", tmp_path / "work", config=config, calibration_text=text)
+    assert planned is not None
+    assert planned.linears == QuantizedCheckpoint.open(tmp_path / "out").scheme.linears
+    # Taken as it is, what was quantized stays as it is.
+    again = planned_scheme(tmp_path / "out", {"method": "none"})
+    assert again is not None
+    assert again.linears == planned.linears

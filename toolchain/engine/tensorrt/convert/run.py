@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantize.formats.base import INT8_WO
 from quantize.formats.checkpoint import QuantizedCheckpoint
 from quantize.formats.tensorfile import write_text_file
 from quantize.linear import QuantizedLinear
@@ -40,14 +41,14 @@ from toolchain.engine.tensorrt.convert.modules import (
     layer_blocks,
     router_modules,
 )
-from toolchain.engine.tensorrt.convert.scheme import engine_scheme
+from toolchain.engine.tensorrt.convert.scheme import engine_scheme, with_kv_cache
 from toolchain.engine.tensorrt.convert.slices import block, vocabulary_rows
 from toolchain.errors import BuildError
 from toolchain.model import families
 from toolchain.model.checkpoint import TORCH_DTYPES
 from toolchain.model.config_json import read_json_object
 from toolchain.model.families import has_bias, layer_prefix
-from toolchain.model.spec import ModelSpec, load_spec
+from toolchain.model.spec import load_spec
 from toolchain.progress import Progress
 
 # Raise it when the same checkpoint and layout come out as other bytes: files begun before begin again.
@@ -56,7 +57,13 @@ _PAD_ROWS = 1024
 
 
 def convert(
-    checkpoint: Path, out_dir: Path, work_dir: Path, *, layout: RankLayout, progress: Progress
+    checkpoint: Path,
+    out_dir: Path,
+    work_dir: Path,
+    *,
+    layout: RankLayout,
+    progress: Progress,
+    kv_cache: str | None = None,
 ) -> dict[str, Any]:
     """Write the rank checkpoint of `checkpoint` to `out_dir`, for `trtllm-build`.
 
@@ -70,6 +77,7 @@ def convert(
             system of `out_dir`. The caller deletes it.
         layout: how the model is cut.
         progress: told the bytes that were written.
+        kv_cache: "FP8" for an FP8 KV cache with scales of 1 where the checkpoint has none.
 
     Returns:
         facts: quant_algo, dtype, ranks, and bytes of all tensors.
@@ -83,8 +91,7 @@ def convert(
     """
     spec, source = load_spec(checkpoint), QuantizedCheckpoint.open(checkpoint)
     layout.check(spec)
-    check_family(spec)
-    scheme = engine_scheme(spec, source.scheme, layout)
+    scheme = engine_scheme(spec, with_kv_cache(source.scheme, kv_cache), layout)
     source.verify(spec)
     stored = source.checkpoint.dtype(families.EMBEDDING)
     contents = Contents(spec, layout, scheme, stored)
@@ -114,23 +121,6 @@ def convert(
     }
 
 
-def check_family(spec: ModelSpec) -> None:
-    """Raise BuildError for variants of the families that TensorRT-LLM's model classes do not have."""
-    problem = None
-    if spec.moe is not None and not all(spec.moe.sparse_layers):
-        problem = "some layers have experts and some have not"
-    elif spec.family.startswith("qwen") and spec.o_bias:
-        problem = "o_proj has a bias"
-    elif spec.family.startswith("qwen3") and spec.qkv_bias:
-        problem = "q_proj, k_proj and v_proj have biases"
-    if problem is not None:
-        raise BuildError(
-            f"TensorRT-LLM's engines have no {spec.architecture} in which {problem}",
-            where="config.json",
-            fix="choose engine.flavour pytorch or vllm",
-        )
-
-
 class _Walk:
     """One conversion: the checkpoint, what is to come of it, and the files that it goes into."""
 
@@ -151,6 +141,11 @@ class _Walk:
             self.files.finish_step(names)
             self.source.checkpoint.release()
             progress.advance(size)
+        if any(own.quant_algo == INT8_WO for own in self.contents.scheme.distinct):
+            progress.note(
+                "the int8 weights are stored as the numbers that they stand for: trtllm-build rounds them to "
+                "int8 again, with scales of its own"
+            )
         if self.rounded:
             progress.note(
                 f"{len(self.rounded)} linears were rounded to fp8 once more: what reads one input has one "
@@ -238,6 +233,8 @@ class _Walk:
         if self.contents.scheme.kv_cache_quant_algo is None:
             return {}
         scales = self.source.kv_scales(prefix)
+        if self.source.kv_cache_quant_algo is None:
+            scales = torch.ones(()), torch.ones(())
         if scales is None:
             raise BuildError("the layer has no scales of the KV cache", where=prefix.removesuffix("."))
         parts = [scale.float().view(1) for scale in scales]

@@ -89,6 +89,7 @@ def engine_scheme(spec: ModelSpec, scheme: Scheme, layout: RankLayout) -> Engine
     Raises:
         BuildError: with everything that cannot be stored, and the reasons.
     """
+    _check_family(spec)
     problems = list(_unstorable(scheme))
     if problems:
         raise combined(problems)
@@ -121,6 +122,28 @@ def engine_scheme(spec: ModelSpec, scheme: Scheme, layout: RankLayout) -> Engine
     result = EngineScheme(tuple(layers), scheme.kv_cache_quant_algo, tuple(names))
     result.local(layout)
     return result
+
+
+def with_kv_cache(scheme: Scheme, kv_cache: str | None) -> Scheme:
+    """The scheme with a quantized KV cache, if it has none; `kv_cache` is "FP8" or None."""
+    return scheme if scheme.kv_cache_quant_algo else replace(scheme, kv_cache_quant_algo=kv_cache)
+
+
+def _check_family(spec: ModelSpec) -> None:
+    """Raise BuildError for variants of the families that TensorRT-LLM's model classes do not have."""
+    problem = None
+    if spec.moe is not None and not all(spec.moe.sparse_layers):
+        problem = "some layers have experts and some have not"
+    elif spec.family.startswith("qwen") and spec.o_bias:
+        problem = "o_proj has a bias"
+    elif spec.family.startswith("qwen3") and spec.qkv_bias:
+        problem = "q_proj, k_proj and v_proj have biases"
+    if problem is not None:
+        raise BuildError(
+            f"TensorRT-LLM's engines have no {spec.architecture} in which {problem}",
+            where="config.json",
+            fix="choose engine.flavour pytorch or vllm",
+        )
 
 
 def _unstorable(scheme: Scheme) -> Iterator[BuildError]:
