@@ -294,6 +294,8 @@ class TritonServer:
         fix = None
         if "No module named" in why:
             fix = "install the missing package into the environment that runs llmbuild serve"
+        elif "unable to find backend library" in why or "is not installed here" in why:
+            fix = "serve it in NVIDIA's container: `llmbuild launch` writes what starts that"
         elif "shared memory" in why or status == 128 + signal.SIGBUS:
             fix = shm.FIX
         return LaunchError(what, why=why, fix=fix)

@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from deploy.repositories.llmapi import CHECKPOINT, LlmApiSettings, render_llmapi
 from deploy.server import TritonServer
+from toolchain.errors import LaunchError
 
 pytestmark = pytest.mark.triton
 
@@ -65,6 +66,14 @@ def cycle(tokenizer: Tokenizer, count: int, begin: int = 0) -> str:
     """The stand-in's answer: the prompt's tokens over and over."""
     tokens = tokenizer.encode(TEXT).ids
     return str(tokenizer.decode([tokens[(begin + step) % len(tokens)] for step in range(count)]))
+
+
+def test_without_tensorrt_llm_the_way_on_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    settings = LlmApiSettings(DEMO, {"model": CHECKPOINT}, tokenizer.get_vocab_size(), (1,), 0, 1)
+    render_llmapi(tmp_path / "repository", settings)
+    with pytest.raises(LaunchError, match="tensorrt_llm is not installed here") as failed:
+        TritonServer.start(tmp_path / "repository", exit_timeout_s=8)
+    assert "llmbuild launch" in str(failed.value.fix)
 
 
 def test_the_api_gets_the_arguments_and_no_job_of_ours(server: tuple[str, Any]) -> None:

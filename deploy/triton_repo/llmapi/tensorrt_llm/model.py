@@ -12,6 +12,7 @@ found wherever the repository is.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import sys
@@ -65,6 +66,9 @@ class TritonPythonModel:
         if (repository / arguments["model"]).is_dir():
             arguments["model"] = str(repository / arguments["model"])
         _forget_own_job()
+        found = importlib.util.find_spec("tensorrt_llm")
+        if found is None or found.origin is None:  # this model's own directory is no package
+            raise pb_utils.TritonModelException("the package tensorrt_llm is not installed here")
         import tensorrt_llm
 
         self._api = tensorrt_llm
