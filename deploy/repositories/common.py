@@ -50,7 +50,7 @@ class Front:
         engine_makes_text: it answers with `text_output` and `finish_reason`, not with tokens alone.
         supply_end_ids: give the engine the end ids with each request, which otherwise knows them.
         max_requests: that `tensorrt_llm_bls` works on at a time.
-        seed: the engine's name for the input `seed`.
+        renamed: the engine's own names for some of its inputs, by ours.
         types: by tensor, the types that differ from `deploy.tensors`.
         draft_model: the model that drafts for speculative decoding; None: there is none.
         takes_draft: `tensorrt_llm_bls` declares the inputs for drafting, as upstream's does.
@@ -67,7 +67,7 @@ class Front:
     engine_makes_text: bool
     supply_end_ids: bool
     max_requests: int
-    seed: str = "seed"
+    renamed: Mapping[str, str] | None = None
     types: Mapping[str, str] | None = None
     draft_model: str | None = None
     takes_draft: bool = False
@@ -81,10 +81,8 @@ class Front:
     @property
     def straight(self) -> dict[str, str]:
         """Input of the engine -> input of the ensemble, for what needs no preprocessing."""
-        return {
-            (self.seed if engine == "seed" else engine): ours
-            for engine, ours in tensors.STRAIGHT_TO_ENGINE.items()
-        }
+        renamed = self.renamed or {}
+        return {renamed.get(engine, engine): ours for engine, ours in tensors.STRAIGHT_TO_ENGINE.items()}
 
     @property
     def outputs(self) -> tuple[tensors.Tensor, ...]:

@@ -34,8 +34,11 @@ from deploy.repositories.xgrammar import tokenizer_info
 ENGINE = "tensorrt_llm/1/engine"
 DRAFT_MODEL = "tensorrt_llm_draft"
 TOKENIZER_INFO = "tensorrt_llm/1/xgrammar_tokenizer_info.json"
-SEED_RENAMED = "0.20"
-"""Until then the input `seed` was called `random_seed`."""
+OLD_NAMES = (
+    ("0.20", {"seed": "random_seed", "min_tokens": "min_length"}),
+    ("0.19", {"return_perf_metrics": "return_kv_cache_reuse_stats"}),
+)
+"""(version, what inputs were called before it). Clients use the new names, whatever serves."""
 
 TREES = ("medusa_choices", "eagle_choices")
 TARGET_ONLY = (
@@ -112,7 +115,7 @@ def render_tensorrt(out_dir: Path, settings: TensorRTSettings) -> None:
 
     The same settings give the same bytes. Raises PackageError when the result could not be loaded.
     """
-    seed = "seed" if Version(settings.version) >= Version(SEED_RENAMED) else "random_seed"
+    renamed = _old_names(settings.version)
     types = _tensor_types(settings.types)
     batch = settings.max_batch_size
     front = Front(
@@ -124,7 +127,7 @@ def render_tensorrt(out_dir: Path, settings: TensorRTSettings) -> None:
         engine_makes_text=False,
         supply_end_ids=True,
         max_requests=batch + (settings.max_queue_size or batch),
-        seed=seed,
+        renamed=renamed,
         types=types,
         draft_model=DRAFT_MODEL if settings.draft else None,
         takes_draft=True,
@@ -142,7 +145,7 @@ def render_tensorrt(out_dir: Path, settings: TensorRTSettings) -> None:
     for name, parameters in engines.items():
         config = model_config(
             name,
-            inputs=tensors.varied(tensors.ENGINE_INPUTS, types, {"seed": seed}),
+            inputs=tensors.varied(tensors.ENGINE_INPUTS, types, renamed),
             outputs=tensors.varied(tensors.ENGINE_OUTPUTS, types),
             max_batch_size=batch,
             decoupled=settings.streaming,
@@ -163,6 +166,15 @@ def render_tensorrt(out_dir: Path, settings: TensorRTSettings) -> None:
     if engines[ENGINE_MODEL].get("xgrammar_tokenizer_info_path") == TOKENIZER_INFO:
         texts[TOKENIZER_INFO] = json.dumps(tokenizer_info(settings.tokenizer_dir, settings.end_ids))
     write_repository(out_dir, configs, FRONT_SOURCES, linked, texts)
+
+
+def _old_names(version: str) -> dict[str, str]:
+    """What the backend of that version calls some of its inputs, by their present names."""
+    names: dict[str, str] = {}
+    for since, old in OLD_NAMES:
+        if Version(version) < Version(since):
+            names |= old
+    return names
 
 
 def _parameters(settings: TensorRTSettings) -> dict[str, Value | None]:

@@ -129,11 +129,27 @@ def test_an_engine_elsewhere_is_named(settings: TensorRTSettings, tmp_path: Path
     assert parameters(tmp_path / "repository")["gpt_model_path"] == "/engines/llama"
 
 
-def test_before_0_20_the_seed_is_random_seed(settings: TensorRTSettings, tmp_path: Path) -> None:
-    render_tensorrt(tmp_path / "old", dataclasses.replace(settings, version="0.19.0"))
-    config = read_config(tmp_path / "old/ensemble/config.pbtxt")
-    assert config.ensemble_scheduling.step[1].input_map["random_seed"] == "seed"
-    assert "random_seed" in parameters(tmp_path / "old", "tensorrt_llm_bls")["straight_to_engine"]
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [
+        ("0.18.2", {"random_seed", "min_length", "return_kv_cache_reuse_stats"}),
+        ("0.19.0", {"random_seed", "min_length"}),
+        ("0.20.0", set()),
+    ],
+)
+def test_old_versions_get_their_names_and_clients_keep_the_new(
+    settings: TensorRTSettings, tmp_path: Path, version: str, old: set[str]
+) -> None:
+    every = {"random_seed", "min_length", "return_kv_cache_reuse_stats"}
+    render_tensorrt(tmp_path / "old", dataclasses.replace(settings, version=version))
+    front, engine = (
+        read_config(tmp_path / "old" / name / "config.pbtxt") for name in ("ensemble", "tensorrt_llm")
+    )
+    assert {tensor.name for tensor in engine.input} & every == old
+    assert set(front.ensemble_scheduling.step[1].input_map) & every == old
+    assert {"seed", "min_tokens", "return_perf_metrics"} <= {tensor.name for tensor in front.input}
+    straight = json.loads(parameters(tmp_path / "old", "tensorrt_llm_bls")["straight_to_engine"])
+    assert set(straight) & every == old
 
 
 def test_a_draft_is_a_second_model(
