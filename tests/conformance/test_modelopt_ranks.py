@@ -19,6 +19,7 @@ from quantize.linear import QuantizedLinear
 from toolchain.engine.tensorrt.checklist import check_checkpoint
 from toolchain.engine.tensorrt.rank import RankFile, RankLayer
 from toolchain.engine.tensorrt.rank_config import load_rank_config
+from toolchain.engine.tensorrt.verify.run import verify_ranks
 from toolchain.findings import errors
 from toolchain.model.checkpoint import Checkpoint
 
@@ -181,3 +182,17 @@ def test_the_checklist_finds_no_error_in_what_modelopt_writes(
     found = check_checkpoint(out, target="1.2.1")
     assert errors(found) == []
     assert {finding.what for finding in found} <= {"it has no dimension, where [1] is expected"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_its_ranks_run_as_their_source(name: str, models: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Of the unquantized model to float32's rounding; of others as far as quantizing changes the weights."""
+    from modelopt.torch.quantization.qtensor import nvfp4_tensor
+
+    monkeypatch.setattr(nvfp4_tensor, "fp4_compatible", lambda: False, raising=False)
+    model, source = models["Llama"]
+    preset, bound = PRESETS[name]
+    found = verify_ranks(export(model, "Llama", preset, tmp_path / "ranks", 2, 2), source)
+    assert found.problem is None
+    worst = max(max(layer.attention, layer.mlp) for layer in found.layers)
+    assert worst < 1e-5 if preset is None else bound / 3 < worst < 8 * bound

@@ -24,6 +24,18 @@ def ranks_of(checkpoint: Path, out: Path, **layout: Any) -> Path:
     return out
 
 
+EXPORTS = DATA.parent / "ranks" / "modelopt-0.37"
+
+
+@pytest.mark.parametrize("name", ["Llama-W4A16_AWQ", "Mixtral-W4A16_AWQ", "Mixtral-NVFP4"])
+def test_exports_of_modelopt_are_told_apart_by_nothing(name: str, tmp_path: Path) -> None:
+    """Experts and AWQ's scales, as NVIDIA's tool writes them for Hugging Face."""
+    source = EXPORTS / name / "checkpoint"
+    found = verify_ranks(ranks_of(source, tmp_path / "ranks", tensor=2), source)
+    assert found.problem is None, found
+    assert found.allowed.is_rounding
+
+
 @pytest.mark.parametrize("name", ["fp8_pc_pt", "int8_sq", "nvfp4"])
 def test_codes_are_the_sources_to_the_bit(name: str, tmp_path: Path) -> None:
     found = verify_ranks(
