@@ -80,7 +80,8 @@ def _work(record: Record, models: _Models) -> Work | None:
         return Work("source", "", "cpu", *model, source)
     if record.stage == "quantize":
         calibration = config.get("calibration", {"samples": 0, "seq_len": 0})
-        tokens = calibration["samples"] * calibration["seq_len"]
+        runs = 1 + len(config["search"]["candidates"]) if "search" in config else 1
+        tokens = runs * calibration["samples"] * calibration["seq_len"]
         return Work("quantize", config["method"], device, *model, source, tokens)
     if record.stage == "baseline":
         tokens = config["windows"] * (config["window"] or min(2048, spec.max_position_embeddings))

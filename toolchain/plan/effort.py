@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from toolchain.plan.fit import Fit
     from toolchain.plan.stored import PlannedWeights
     from toolchain.recipe import Recipe
-    from toolchain.recipe.schema import HeldOutText
 
 LIBRARIES = 256 * 2**20
 """Interpreter, torch and the like of a stage on the host."""
@@ -135,20 +134,25 @@ def stage_needs(
     states = memory.quantize_peak_bytes(
         spec, quant.methods, samples, length, None if limit is None else size_bytes(limit)
     ) - layer  # fmt: skip
+    # A search quantizes in each of its ways, and then as it has chosen.
+    runs = 1 if quant.search is None else 1 + len(quant.search.candidates)
     table = memory.weight_bytes(spec).embedding
     needs = [
         _need(Work("source", "", "cpu", *model, source), table, 0, 0, measured),
         _need(
-            Work("quantize", quant.method, device, *model, max(source, stored), samples * length),
+            Work("quantize", quant.method, device, *model, max(source, stored), runs * samples * length),
             states if device == "cuda" else states + layer,
             layer if device == "cuda" else 0,
             stored,
             measured,
         ),
     ]
-    for stage, text in _passes(recipe):
-        tokens = text.windows * (text.window or min(2048, spec.max_position_embeddings))
-        hidden = memory.quantize_peak_bytes(spec, (), 1, tokens)
+    texts = _held_out(recipe, spec)
+    for stage, tokens in [
+        *(("baseline", count) for count in texts),
+        *([("gate", sum(texts))] if texts else []),
+    ]:
+        hidden = memory.quantize_peak_bytes(spec, (), 1, max(texts))
         work = Work(stage, "", device, *model, source, tokens)
         needs.append(_need(work, hidden, layer if device == "cuda" else 0, 0, measured))
     if flavour == "tensorrt":
@@ -164,11 +168,11 @@ def stage_needs(
     return needs
 
 
-def _passes(recipe: Recipe) -> list[tuple[str, HeldOutText]]:
-    """The runs over held-out text: of the source, kept for later builds, and of the checkpoint."""
+def _held_out(recipe: Recipe, spec: ModelSpec) -> list[int]:
+    """Tokens of each held-out text: the source runs over it once for all builds, the checkpoint over all."""
     texts = [text for text in (recipe.gates.perplexity, recipe.gates.kl) if text is not None]
     different = [text for n, text in enumerate(texts) if not any(text.same_text(t) for t in texts[:n])]
-    return [(stage, text) for text in different for stage in ("baseline", "gate")]
+    return [text.windows * (text.window or min(2048, spec.max_position_embeddings)) for text in different]
 
 
 def _need(work: Work, host: int, gpu: int, disk: int, measured: Sequence[Measured]) -> StageNeed:

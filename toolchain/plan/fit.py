@@ -66,13 +66,18 @@ class Fit:
         """
         if any(rank.capacity is None for rank in self.ranks):
             return None
-        return min(int(rank.room / rank.token) for rank in self.ranks)
+        return min(int(rank.room / rank.token) for rank in self._caching)
 
     def sequences(self, length: int) -> int | None:
         """Sequences of `length` tokens whose cache fits at the same time, in whole blocks."""
         if any(rank.capacity is None for rank in self.ranks):
             return None
-        return min(rank.room // self.sequence_bytes(rank, length) for rank in self.ranks)
+        return min(rank.room // self.sequence_bytes(rank, length) for rank in self._caching)
+
+    @property
+    def _caching(self) -> list[RankMemory]:
+        """The ranks with layers: all, unless there are more stages than layers, which is a problem."""
+        return [rank for rank in self.ranks if rank.token]
 
     def sequence_bytes(self, rank: RankMemory, length: int) -> int:
         """Cache bytes of one sequence of `length` tokens on a rank."""

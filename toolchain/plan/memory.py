@@ -153,7 +153,7 @@ def linear_count(spec: ModelSpec) -> int:
 
 
 def active_count(spec: ModelSpec) -> int:
-    """Those of them that one token goes through: of the routed experts, as many as the router chooses."""
+    """Elements of the linears that one token goes through: of the experts, those that the router chooses."""
     if spec.moe is None:
         return linear_count(spec)
     moe = spec.moe

@@ -31,6 +31,19 @@ def test_the_stages_of_each_flavour() -> None:
     assert list(needs("gates.perplexity=null")) == ["source", "quantize", "engine"]
 
 
+def test_each_text_runs_the_source_and_all_of_them_the_checkpoint() -> None:
+    kl = "gates.kl={dataset: file:models/demo/heldout.txt, windows: 2, max: 1.0}"
+    plan = make_plan(load_recipe(CONFIGS / "demo-int4.yaml", [kl]))
+    stages = [need.stage for need in plan.stages]
+    assert stages == ["source", "quantize", "baseline", "baseline", "gate", "engine"]
+
+
+def test_a_search_takes_a_run_for_each_candidate() -> None:
+    search = "quantization.search={candidates: [awq, none], max_bits: 8}"
+    mixed = needs("quantization.method=mixed", search)["quantize"]
+    assert mixed.seconds > 2 * needs()["quantize"].seconds
+
+
 def test_ranges_hold_what_is_likely() -> None:
     for need in needs(recipe="llama70b-int4").values():
         assert 0 < need.fastest < need.seconds < need.slowest

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,24 @@ def test_a_draft_that_cannot_guess_for_the_model() -> None:
     other = "engine.speculative.source=Qwen/Qwen2.5-7B-Instruct"
     with pytest.raises(PlanError, match="152064 tokens in its vocabulary, the model 4096"):
         planned("demo-speculative", other).check()
+
+
+def test_more_stages_than_layers() -> None:
+    over = ("engine.flavour=vllm", "engine.gpu=l4", "parallelism.pipeline=16", "engine.precision=fast")
+    with pytest.raises(PlanError, match="8 layers cannot be split 16 ways"):
+        planned("demo-bf16", *over).check()
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope", "llama3"])
+def test_whatever_the_rotary_embedding_a_model_can_be_planned(kind: str, tmp_path: Path) -> None:
+    config = json.loads((CONFIGS.parent / "models/demo/config.json").read_text())
+    del config["rope_parameters"]
+    factors = [1.0] * 32
+    config["rope_scaling"] = {
+        "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+        "longrope": {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 4.0},
+        "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                   "original_max_position_embeddings": 256},
+    }[kind]  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert planned("demo-int4", f"model.source={tmp_path}").problems == []
