@@ -28,7 +28,8 @@ LIBRARIES = 256 * 2**20
 """Interpreter, torch and the like of a stage on the host."""
 
 _UNSURE, _HINTED, _SURE = 3.0, 1.6, 1.25
-"""The range around an estimate, as a factor: measured never, once or twice, or more often."""
+"""The range around an estimate, as a factor, at least: measured never, once or twice, or more often. What was
+measured is always in it."""
 _NEAR = 8.0
 """Models are of one size if their weights differ by less than this factor. Others tell nothing: most of the
 time of a small one goes to what a large one hardly notices."""
@@ -180,15 +181,17 @@ def _need(work: Work, host: int, gpu: int, disk: int, measured: Sequence[Measure
     rule, peak = work.seconds, LIBRARIES + host
     near = [one for one in measured if _comparable(one.work, work)]
     if near:
-        likely = rule * median(one.seconds / one.work.seconds for one in near)
+        took = [rule * one.seconds / one.work.seconds for one in near]
         spread = _SURE if len(near) > 2 else _HINTED
         basis = f"{len(near)} earlier run{'s' if len(near) > 1 else ''} here"
         peak = max((one.peak_memory for one in near if one.work == work), default=peak)
     else:
-        likely, spread = rule, _UNSURE
+        took, spread = [rule], _UNSURE
         published = work.stage == "engine" and work.kind == "tensorrt"
         basis = "published figures" if published else "a rule of thumb: none of this size ran here"
-    return StageNeed(work.stage, peak, gpu, disk, likely, likely / spread, likely * spread, basis)
+    likely = median(took)
+    fastest, slowest = min(likely / spread, *took), max(likely * spread, *took)
+    return StageNeed(work.stage, peak, gpu, disk, likely, fastest, slowest, basis)
 
 
 def _comparable(one: Work, other: Work) -> bool:

@@ -87,6 +87,12 @@ def test_earlier_runs_here_decide(runs: int, spread: float) -> None:
     assert need.basis == f"{runs} earlier run{'s' if runs > 1 else ''} here"
 
 
+def test_the_range_holds_every_run() -> None:
+    runs = tuple(Measured(WORK, seconds, 1) for seconds in (10.0, 11.0, 12.0, 40.0, 2.0))
+    need = needs(measured=runs)["quantize"]
+    assert (need.fastest, need.seconds, need.slowest) == pytest.approx((2, 11, 40))
+
+
 def test_a_run_on_other_text_scales_by_the_rule() -> None:
     twice = replace(WORK, tokens=2 * WORK.tokens)
     need = needs(measured=(Measured(twice, 2 * twice.seconds, 123),))["quantize"]
