@@ -136,6 +136,7 @@ class Client:
         num_return_sequences: int | None = None,
         return_log_probs: bool | None = None,
         end_id: int | None = None,
+        guide: tuple[str, str] | None = None,
         request_id: str = "",
         model: str = "ensemble",
         timeout_s: float | None = None,
@@ -153,6 +154,8 @@ class Client:
             top_k: sample among this many likeliest tokens; 1 is greedy.
             top_p: sample among the likeliest tokens of this mass. Without all three: greedy.
             stop_words: each is taken literally; the answer ends before the first that appears.
+            guide: what the answer must match: ("json", "") for any JSON object, or "json_schema", "regex" or
+                "ebnf_grammar" and its text.
             request_id: the server's log and traces name the request by it. It must be the only one with this
                 id, because a request is stopped by it; empty makes one up.
             timeout_s: the longest that the whole answer may take; None waits as long as the server lives.
@@ -176,6 +179,8 @@ class Client:
             "num_return_sequences": num_return_sequences,
             "return_log_probs": return_log_probs,
             "end_id": end_id,
+            "guided_decoding_guide_type": guide[0] if guide else None,
+            "guided_decoding_guide": (guide[1] or None) if guide else None,
         }
         values = {"text_input": prompt, "max_tokens": max_tokens}
         values |= {name: value for name, value in given.items() if value is not None}

@@ -62,6 +62,7 @@ class RepositorySettings:
     preprocessing_instance_count: int = 1
     postprocessing_instance_count: int = 1  # idle unless accumulate_tokens, or asked directly
     bls_instance_count: int = 1
+    enable_guided_decoding: bool = False  # engine_dir/guide tries guides
     has_draft: bool = False  # engine_dir/draft guesses tokens for the model to check
     max_draft_len: int = 0  # tokens guessed a step; 0: no speculative decoding
     max_matching_ngram_size: int = 0  # of prompt lookup, which guesses without a draft; 0: off
@@ -116,26 +117,34 @@ def render_openvino(out_dir: Path, settings: RepositorySettings) -> None:
 
 
 def _engine_parameters(settings: RepositorySettings) -> dict[str, str]:
-    return {
-        "gpt_model_type": "V1" if settings.batching == "static" else "inflight_fused_batching",
-        "gpt_model_path": ENGINE,
-        "max_beam_width": "1",
-        "max_seq_len": str(settings.max_seq_len),
-        "max_num_tokens": str(settings.max_num_tokens),
-        "max_queue_size": str(settings.max_queue_size),
-        "max_tokens_in_paged_kv_cache": str(settings.cache_tokens),
-        "batch_scheduler_policy": settings.batch_scheduler_policy,
-        "enable_kv_cache_reuse": flag(settings.enable_kv_cache_reuse),
-        "enable_chunked_context": flag(settings.enable_chunked_context),
-        "exclude_input_in_output": flag(settings.exclude_input_in_output),
-        "skip_special_tokens": flag(settings.skip_special_tokens),
-        "stream_interval": str(settings.stream_interval or 0),
-        "cancellation_check_period_ms": str(settings.cancellation_check_period_ms),
-        "vocab_size": str(settings.vocab_size),
-        "end_id": ",".join(map(str, settings.end_ids)),
-        "pad_id": str(settings.pad_id),
-        "plugin_properties": json.dumps(dict(settings.plugin_properties), sort_keys=True),
-    } | _speculation(settings)
+    return (
+        {
+            "gpt_model_type": "V1" if settings.batching == "static" else "inflight_fused_batching",
+            "gpt_model_path": ENGINE,
+            "max_beam_width": "1",
+            "max_seq_len": str(settings.max_seq_len),
+            "max_num_tokens": str(settings.max_num_tokens),
+            "max_queue_size": str(settings.max_queue_size),
+            "max_tokens_in_paged_kv_cache": str(settings.cache_tokens),
+            "batch_scheduler_policy": settings.batch_scheduler_policy,
+            "enable_kv_cache_reuse": flag(settings.enable_kv_cache_reuse),
+            "enable_chunked_context": flag(settings.enable_chunked_context),
+            "exclude_input_in_output": flag(settings.exclude_input_in_output),
+            "skip_special_tokens": flag(settings.skip_special_tokens),
+            "stream_interval": str(settings.stream_interval or 0),
+            "cancellation_check_period_ms": str(settings.cancellation_check_period_ms),
+            "vocab_size": str(settings.vocab_size),
+            "end_id": ",".join(map(str, settings.end_ids)),
+            "pad_id": str(settings.pad_id),
+            "plugin_properties": json.dumps(dict(settings.plugin_properties), sort_keys=True),
+        }
+        | _speculation(settings)
+        | _guides(settings)
+    )
+
+
+def _guides(settings: RepositorySettings) -> dict[str, str]:
+    return {"enable_guided_decoding": "true"} if settings.enable_guided_decoding else {}
 
 
 def _speculation(settings: RepositorySettings) -> dict[str, str]:

@@ -29,6 +29,11 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repetition.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Answer with JSON that this schema describes.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Answer with text that this expression matches.")] = None,
+    grammar: Annotated[str | None, typer.Option(help="Answer by this EBNF grammar's rule root.")] = None,
     model: Annotated[str, typer.Option(help="The model to ask.")] = "ensemble",
     json: JsonOption = False,
 ) -> None:
@@ -43,6 +48,13 @@ def generate(
 
     if not target:
         raise UsageError("the target is empty", fix="name artifacts/NAME, or host:port")
+    guides = [
+        (kind, text)
+        for kind, text in (("json_schema", json_schema), ("regex", regex), ("ebnf_grammar", grammar))
+        if text is not None
+    ]
+    if len(guides) > 1:
+        raise UsageError("an answer can match one guide", fix="give one of --json-schema, --regex, --grammar")
     "".join([prompt, *(stop or [])]).encode()  # what cannot be sent is refused before a server is started
     artifact = Path(target) if (Path(target) / "manifest.json").is_file() else None
     if artifact is None and Path(target).is_dir():
@@ -68,6 +80,7 @@ def generate(
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop_words=stop,
+            guide=guides[0] if guides else None,
             model=model,
         ):
             if isinstance(part, Summary):

@@ -182,6 +182,12 @@ class Engine(Section):
         default_factory=TrtllmBuild,
         description="tensorrt only: how trtllm-build compiles the engines, and where.",
     )
+    guided_decoding: bool = Field(
+        default=False,
+        description="openvino only: requests may ask for an answer that matches a JSON schema, a regular "
+        "expression or a grammar. tensorrt has deploy.tensorrt_llm.guided_decoding_backend for it, pytorch "
+        "and vllm deploy.engine_args.",
+    )
     speculative: Speculative | None = Field(
         default=None,
         description="openvino only: speculative decoding; null: off. tensorrt has engine.build and "

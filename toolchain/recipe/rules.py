@@ -48,6 +48,7 @@ def _flavour(recipe: Recipe) -> Iterator[Violation]:
         ("engine.precision", engine.precision != "fast", "fast"),
         ("engine.kv_cache.dtype", engine.kv_cache.dtype != "auto", "auto"),
         ("engine.num_threads", engine.num_threads is not None, "null"),
+        ("engine.guided_decoding", engine.guided_decoding, "false"),
         ("engine.speculative", engine.speculative is not None, "null"),
     ):
         if is_set:

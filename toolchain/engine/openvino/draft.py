@@ -1,7 +1,6 @@
 """The draft model of speculative decoding, in a directory of its own inside the engine's.
 
-GenAI wants to know both models' tokenizers then, so both directories get OpenVINO's form of them
-(openvino-tokenizers 2026.4). Requests still carry token ids.
+GenAI wants to know both models' tokenizers then. Requests still carry token ids.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.engine.openvino.export import build_ir
+from toolchain.engine.openvino.tokenizer import write_tokenizer
 from toolchain.errors import ModelError
 from toolchain.model.spec import load_spec
 from toolchain.model.tokenizer import load_tokenizer
@@ -57,15 +57,3 @@ def build_draft(
     for source, directory in ((checkpoint, out_dir), (draft, out_dir / "draft")):
         write_tokenizer(source, directory)
     return {"draft_weight_bytes": facts["weight_bytes"]}
-
-
-def write_tokenizer(source: Path, out_dir: Path) -> None:
-    """Write OpenVINO's form of the tokenizer in `source`: openvino_(de)tokenizer.xml and .bin."""
-    import openvino
-    import openvino_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"))
-    parts = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
-    for part, name in zip(parts, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
-        openvino.save_model(part, out_dir / name)

@@ -47,8 +47,10 @@ class OpenVINO:
         return {name: _version(name) for name in PACKAGES}
 
     def engine_config(self, recipe: Recipe) -> Config:
-        """The context length: some rotary embeddings depend on it."""
-        return {"max_seq_len": recipe.engine.max_seq_len}
+        """The context length, on which some rotary embeddings depend, and whether answers can be guided."""
+        engine = recipe.engine
+        guided = {"guided_decoding": True} if engine.guided_decoding else {}
+        return {"max_seq_len": engine.max_seq_len} | guided
 
     def inputs(self, recipe: Recipe) -> BuildInputs:
         """The draft model of speculative decoding, if there is one. The IR runs on any CPU."""
@@ -70,7 +72,7 @@ class OpenVINO:
         work_dir: Path,
         inputs: BuildInputs,
     ) -> dict[str, Any]:
-        """Write the IR, and that of the draft in a directory of its own."""
+        """Write the IR, and those of the draft and of what tries guides in directories of their own."""
         from toolchain.engine.openvino import build_ir
 
         facts = build_ir(checkpoint, out_dir, max_seq_len=config["max_seq_len"], events=progress)
@@ -78,6 +80,10 @@ class OpenVINO:
             from toolchain.engine.openvino.draft import build_draft
 
             facts |= build_draft(draft, checkpoint, out_dir, config["max_seq_len"], progress)
+        if config.get("guided_decoding"):
+            from toolchain.engine.openvino.guide import build_guide
+
+            build_guide(checkpoint, out_dir)
         return facts
 
     def repository_config(self, recipe: Recipe) -> Config:
@@ -123,6 +129,7 @@ class OpenVINO:
         pad_id = spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0)
         settings = RepositorySettings(
             has_draft=(engine / DRAFT).is_dir(),
+            enable_guided_decoding=(engine / "guide").is_dir(),
             engine_dir=engine,
             tokenizer_dir=checkpoint,
             vocab_size=spec.vocab_size,

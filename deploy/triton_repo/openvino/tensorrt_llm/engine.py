@@ -22,6 +22,7 @@ import openvino
 import openvino_genai
 from admission import Admission
 from detokenize import Detokenizer, TextStream
+from guided import structured_output
 from messages import Add, Chunk, EngineSettings, Failed, Ready, Report, Sequence, Stop
 from pacing import smoothed, tokens_per_response
 from stopping import Piece, StopMatcher, StopWord
@@ -300,6 +301,8 @@ def _generation_config(sequence: Sequence, settings: EngineSettings) -> openvino
     config.presence_penalty = sequence.presence_penalty
     config.frequency_penalty = sequence.frequency_penalty
     config.logprobs = int(sequence.log_probs)
+    if sequence.guide is not None:
+        config.structured_output_config = structured_output(sequence.guide.kind, sequence.guide.text)
     config.do_sample = sequence.sample
     if sequence.sample:
         config.temperature = sequence.temperature

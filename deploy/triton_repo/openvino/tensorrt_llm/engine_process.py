@@ -32,7 +32,7 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [_python(), "-u", str(Path(__file__).with_name("engine.py")), str(theirs.fileno())],
+                [python(), "-u", str(Path(__file__).with_name("engine.py")), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C in the terminal goes to the whole group: the server drains first, then ends us.
@@ -108,7 +108,7 @@ class EngineProcess:
             stream.shutdown(socket.SHUT_WR)
 
 
-def _python() -> str:
+def python() -> str:
     """The interpreter to run the engine with: the one that we are embedded in, if it has a name."""
     candidates = [sys.executable, f"{sys.prefix}/bin/python3", shutil.which("python3")]
     for candidate in candidates:

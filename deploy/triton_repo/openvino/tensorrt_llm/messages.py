@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from guides import Guide
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -46,6 +48,7 @@ class Sequence:
     log_probs: bool
     streaming: bool
     echo_text: bool  # the text begins with the prompt's
+    guide: Guide | None = None  # what the answer must match; one that has been checked
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # before site-packages: our neig
 import triton_python_backend_utils as pb_utils
 from admission import blocks_for
 from engine_process import EngineDiedError, EngineProcess
+from guide_process import GuideProcess
 from messages import Add, Chunk, EngineSettings, Report, Stop
 from request import Defaults, InvalidRequestError, Limits, ParsedRequest, is_stop_request, parse_request
 from responses import Answer, Times, merge
@@ -72,6 +73,16 @@ class TritonPythonModel:
         self._down: str | None = None  # why there is no engine now
         self._next_key = 0
         self._stop_ids: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stopping: set[int] = set()  # keys of sequences that were to stop before the engine had them
+        self._refused: queue.SimpleQueue[tuple[Job, str]] = queue.SimpleQueue()  # for their guides
+        self._guided: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # whose guides are to be checked
+        self._checker: threading.Thread | None = None
+        if self._limits.guides:
+            process = GuideProcess(Path(self._settings.engine_dir) / "guide")
+            self._checker = threading.Thread(
+                target=self._check_guides, args=(process,), name="guides", daemon=True
+            )
+            self._checker.start()
         self._closing = False
         self._engine = EngineProcess(self._settings)
         try:
@@ -95,6 +106,9 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """End the engine. Triton calls this when no request is under way."""
         self._closing = True
+        if self._checker is not None:
+            self._guided.put(None)
+            self._checker.join()
         self._engine.close()
         self._responder.join()
 
@@ -117,8 +131,30 @@ class TritonPythonModel:
             job = Job(sender, request.request_id(), answer, list(keys))
             self._owners |= {key: (job, index) for index, key in enumerate(keys)}
             self._unstarted.update(keys)
-            for key, sequence in zip(keys, parsed.sequences, strict=True):
+            if any(sequence.guide for sequence in parsed.sequences):
+                self._guided.put(job)
+            else:
+                self._submit(job)
+
+    def _submit(self, job: Job) -> None:
+        """Hand a job's sequences to the engine. Hold the lock: nobody may end the job meanwhile."""
+        for key, sequence in zip(job.keys, job.request.sequences, strict=True):
+            if key in self._owners:
                 self._engine.send(Add(key, sequence))
+                if key in self._stopping:
+                    self._engine.send(Stop(key, report=True))
+
+    def _check_guides(self, process: GuideProcess) -> None:
+        """The thread that has guides checked, one after the other; what passes goes to the engine."""
+        while (job := self._guided.get()) is not None:
+            guides = {sequence.guide for sequence in job.request.sequences if sequence.guide is not None}
+            problems = filter(None, map(process.problem, guides))
+            if (problem := next(problems, None)) is not None:
+                self._refused.put((job, f"guided_decoding_guide cannot be followed: {problem}"))
+                continue
+            with self._lock:
+                self._submit(job)
+        process.close()
 
     def _check_room(self) -> None:
         if self._down is not None:
@@ -156,6 +192,10 @@ class TritonPythonModel:
             self._deliver(reports)
             while not self._stop_ids.empty():
                 self._stop_by_id(self._stop_ids.get())
+            while not self._refused.empty():
+                job, why = self._refused.get()
+                if job.keys[0] in self._owners:  # not, if the request ended meanwhile
+                    self._end(job, why, pb_utils.TritonError.INVALID_ARG)
             if time.monotonic() - checked >= self._cancel_period:
                 for job in self._jobs():
                     if job.sender.is_cancelled():
@@ -199,6 +239,7 @@ class TritonPythonModel:
         job.sender.send(pb_utils.InferenceResponse(tensors), FINAL if last else 0)
 
     def _cancel(self, job: Job, why: str) -> None:
+        self._forget(job.keys)  # first: from now on nobody submits it
         for key in job.keys:
             self._engine.send(Stop(key, report=False))
         self._end(job, why, pb_utils.TritonError.CANCELLED)
@@ -207,8 +248,10 @@ class TritonPythonModel:
         """Have a request end with what it has, as if it had come to its end."""
         for job in self._jobs():
             if request_id and job.request_id == request_id:
-                for key in job.keys:
-                    self._engine.send(Stop(key, report=True))
+                with self._lock:
+                    self._stopping.update(job.keys)
+                    for key in job.keys:
+                        self._engine.send(Stop(key, report=True))
 
     def _end(self, job: Job, why: str, code: int) -> None:
         """Close a job with an error. Afterwards its sender must not be touched."""
@@ -225,6 +268,7 @@ class TritonPythonModel:
             for key in keys:
                 self._owners.pop(key, None)
                 self._unstarted.discard(key)
+                self._stopping.discard(key)
 
     def _jobs(self) -> list[Job]:
         with self._lock:
@@ -303,6 +347,7 @@ class _Parameters:
             max_prompt_len=longest if settings.chunked_context else min(longest, settings.max_num_tokens),
             cache_blocks=settings.cache_blocks,
             max_sequences=self._max_batch_size,
+            guides=self.flag("enable_guided_decoding", False),
             max_draft_len=settings.max_draft_len,
         )
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from admission import BLOCK_TOKENS, blocks_for
+from guides import Guide, InvalidGuideError, parse_guide
 from messages import Sequence
 
 MAX_STOP_WORDS = 128
@@ -34,6 +35,7 @@ class Limits:
     max_prompt_len: int  # below max_seq_len where prompts are not split over steps
     cache_blocks: int
     max_sequences: int
+    guides: bool = False  # whether answers can be guided
     max_draft_len: int = 0  # tokens that a sequence may hold beyond its end, guessed in vain
 
 
@@ -88,8 +90,6 @@ UNSUPPORTED = {
     "lora_weights": "LoRA adapters",
     "lora_config": "LoRA adapters",
     "context_phase_params": "disaggregated serving",
-    "guided_decoding_guide_type": "guided decoding",
-    "guided_decoding_guide": "guided decoding",
     "lookahead_window_size": "lookahead decoding",
     "lookahead_ngram_size": "lookahead decoding",
     "lookahead_verification_set_size": "lookahead decoding",
@@ -178,6 +178,11 @@ def _sequence(
     else:
         end_ids = (_token("end_id", end_id, limits),) if end_id != -1 else ()
 
+    guide = _guide(read, row, limits)
+    if guide is not None and (not end_ids or min_tokens):
+        name = "min_tokens" if end_ids else "end_id"
+        raise InvalidRequestError(f"{name}: a guided answer ends where its guide does; leave it out")
+
     in_range = read.in_range
     temperature = in_range("temperature", row, 1.0, lambda v: v >= 0, "must be 0 or more")
     top_k = read.integer("runtime_top_k", row, 0)
@@ -203,7 +208,24 @@ def _sequence(
         log_probs=log_probs,
         streaming=streaming,
         echo_text=echo_text,
+        guide=guide,
     )
+
+
+def _guide(read: _Reader, row: int, limits: Limits) -> Guide | None:
+    kind, text = (read.text(name, row) for name in ("guided_decoding_guide_type", "guided_decoding_guide"))
+    if not kind:
+        if text:
+            raise InvalidRequestError("guided_decoding_guide_type is missing: it says what the guide is")
+        return None
+    if not limits.guides:
+        raise InvalidRequestError(
+            "guided_decoding_guide_type: this model was built without engine.guided_decoding"
+        )
+    try:
+        return parse_guide(kind, text)
+    except InvalidGuideError as problem:
+        raise InvalidRequestError(str(problem)) from None
 
 
 def _prompt(read: _Reader, row: int, limits: Limits) -> list[int]:
@@ -280,10 +302,19 @@ class _Reader:
             return default
         if tensor.size != self._batch:
             _invalid(name, list(tensor.shape), f"one value for each of {self._batch} prompt(s) is expected")
-        return tensor.reshape(-1)[row].item()
+        value = tensor.reshape(-1)[row]
+        return value.item() if isinstance(value, np.generic) else value
 
     def integer(self, name: str, row: int, default: Any) -> Any:
         return self.value(name, row, default)
+
+    def text(self, name: str, row: int) -> str:
+        """A text; the empty one where there is none."""
+        value = self.value(name, row, b"")
+        try:
+            return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError as error:
+            raise InvalidRequestError(f"{name} is not UTF-8: byte {error.start} {error.reason}") from None
 
     def number(self, name: str, row: int, default: float) -> float:
         value = float(self.value(name, row, default))

@@ -60,6 +60,7 @@ def test_a_gpu_recipe_goes_to_the_cpu_with_one_override() -> None:
         ("engine.precision", {"precision": "exact"}),
         ("engine.kv_cache.dtype", {"kv_cache": {"dtype": "u8"}}),
         ("engine.num_threads", {"num_threads": 2}),
+        ("engine.guided_decoding", {"guided_decoding": True}),
         ("engine.speculative", {"speculative": {"method": "prompt_lookup"}}),
     ],
 )
