@@ -154,4 +154,7 @@ def _rotary_scaling(spec: ModelSpec, source: Mapping[str, Any]) -> dict[str, Any
         return None
     given = dict(source.get("rope_scaling") or source["rope_parameters"])
     given.pop("rope_theta", None)
+    # Where it is not said, TensorRT-LLM takes 4096 or 8192 for it.
+    if spec.rope.kind in ("yarn", "longrope", "llama3"):
+        given["original_max_position_embeddings"] = spec.rope.original_max_position_embeddings
     return given | {"type": spec.rope.kind, "rope_type": spec.rope.kind}

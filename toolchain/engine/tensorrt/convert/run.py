@@ -7,7 +7,6 @@ the first step that is not on the disk.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,18 @@ from toolchain.engine.tensorrt.convert.contents import (
     KV_SCALES,
     LM_HEAD,
     LN_F,
-    SHARED_BY_EXPERTS,
     VOCAB_EMBEDDING,
     Contents,
     layer_path,
 )
-from toolchain.engine.tensorrt.convert.encode import BIAS, check_values, cut, encode, kinds, regrouped, unify
+from toolchain.engine.tensorrt.convert.encode import check_values, regrouped, unify
 from toolchain.engine.tensorrt.convert.files import RankFiles
+from toolchain.engine.tensorrt.convert.layer import LayerWriter
 from toolchain.engine.tensorrt.convert.layout import RankLayout
 from toolchain.engine.tensorrt.convert.modules import (
     PLAIN_TENSORS,
     QK_NORMS,
     Block,
-    Module,
     layer_blocks,
     router_modules,
 )
@@ -222,9 +220,10 @@ class _Walk:
             dtype = torch.float32 if own == "mlp.router" else None
             whole[f"{own}.weight"] = self._plain(f"{prefix}{name}.weight", dtype)
         whole |= self._kv_scales(prefix)
-        writer = _LayerWriter(self, layer, path, ranks)
+        writer = LayerWriter(self.contents, self.files, layer, path, ranks)
         for part in layer_blocks(self.spec, layer):
-            writer.write(part, self._read(layer, part))
+            linears = self._read(layer, part)
+            writer.write(part, linears, self._biases(layer, linears))
         for name, values in (whole | writer.largest).items():
             for file in ranks.values():
                 self.files.write(file, path + name, values)
@@ -265,83 +264,18 @@ class _Walk:
             self.rounded += [prefix + name for name in part.members]
         return dict(unified)
 
-    def bias(self, layer: int, name: str, linear: QuantizedLinear | Tensor) -> Tensor | None:
-        """The bias of a linear; None where the model has none. AutoGPTQ then stores one of zeros."""
-        full, surplus = layer_prefix(layer) + name, None
-        if isinstance(linear, QuantizedLinear):
-            surplus = linear.bias
-        if has_bias(self.spec, name):
-            return self._plain(f"{full}.bias") if surplus is None else surplus.to(self.dtype)
-        if surplus is not None and bool(surplus.any()):
-            raise BuildError(
-                "the linear has a bias, which the model does not have",
-                where=full,
-                fix="check that config.json belongs to these weights",
-            )
-        return None
-
-
-class _LayerWriter:
-    """Cuts the linears of one layer and writes each rank's part.
-
-    Attributes:
-        largest: by name, what all experts have in common, for every rank.
-    """
-
-    def __init__(self, walk: _Walk, layer: int, path: str, ranks: Mapping[int, int]) -> None:
-        self.walk, self.layer, self.path, self.ranks = walk, layer, path, ranks
-        self.largest: dict[str, Tensor] = {}
-        self._pre_quant: dict[str, Tensor] = {}
-
-    def write(self, part: Block, linears: Mapping[str, QuantizedLinear | Tensor]) -> None:
-        """The parts that all ranks have of a block."""
-        for module in part.modules:
-            for rank, file in self.ranks.items():
-                expert = self._slot(part, rank)
-                if expert is not None:
-                    self._write_module(part, module, linears, rank, file, expert)
-
-    def _slot(self, part: Block, rank: int) -> int | None:
-        """The place of a block in a rank's stack of experts; None where the rank has no part of it."""
-        if part.expert is None:
-            return 0
-        moe = self.walk.spec.moe
-        assert moe is not None
-        own = self.walk.layout.experts(moe.num_experts, rank)
-        return part.expert - own.start if part.expert in own else None
-
-    def _write_module(
-        self,
-        part: Block,
-        module: Module,
-        linears: Mapping[str, QuantizedLinear | Tensor],
-        rank: int,
-        file: int,
-        slot: int,
-    ) -> None:
-        walk, contents = self.walk, self.walk.contents
-        own = contents.scheme.modules[self.layer].get(module.name)
-        columns = contents.columns(self.layer, part, module, rank)
-        by_rows = {BIAS} | {name for name, kind in kinds(own, 0, 0).items() if kind.by_rows}
-        at: dict[str, int] = {}
-        for member in module.members:
-            linear = linears[member]
-            rows = contents.rows(self.layer, part, module, member, rank)
-            tensors = encode(own, cut(linear, rows, columns), walk.dtype)
-            bias = walk.bias(self.layer, member, linear)
-            if bias is not None:
-                tensors[BIAS] = bias[rows]
-            for name, values in tensors.items():
-                full = f"{module.name}.{name}"
-                if part.expert is not None and name in SHARED_BY_EXPERTS:
-                    self.largest[full] = torch.maximum(values, self.largest.get(full, values))
-                elif name in by_rows or member == module.members[0]:
-                    start = at.get(name)
-                    if start is None:
-                        start = slot * self._size_of_one(part, file, full)
-                    at[name] = start + walk.files.write(file, self.path + full, values, start)
-
-    def _size_of_one(self, part: Block, file: int, name: str) -> int:
-        """Elements that an expert has of a stacked tensor."""
-        shape = self.walk.files.layouts[file][self.path + name].shape
-        return 0 if part.expert is None else math.prod(shape[1:])
+    def _biases(self, layer: int, linears: Mapping[str, QuantizedLinear | Tensor]) -> dict[str, Tensor]:
+        """The biases of the linears that have one. AutoGPTQ stores one of zeros where the model has none."""
+        found = {}
+        for name, linear in linears.items():
+            full = layer_prefix(layer) + name
+            stored = linear.bias if isinstance(linear, QuantizedLinear) else None
+            if has_bias(self.spec, name):
+                found[name] = self._plain(f"{full}.bias") if stored is None else stored.to(self.dtype)
+            elif stored is not None and bool(stored.any()):
+                raise BuildError(
+                    "the linear has a bias, which the model does not have",
+                    where=full,
+                    fix="check that config.json belongs to these weights",
+                )
+        return found
