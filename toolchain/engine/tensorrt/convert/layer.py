@@ -10,10 +10,12 @@ from torch import Tensor
 
 from quantize.linear import QuantizedLinear
 from toolchain.engine.tensorrt.convert.contents import SHARED_BY_EXPERTS, Contents
-from toolchain.engine.tensorrt.convert.encode import BIAS, cut, encode, kinds
+from toolchain.engine.tensorrt.convert.encode import BIAS, PRE_QUANT, cut, encode, kinds
 from toolchain.engine.tensorrt.convert.files import RankFiles
 from toolchain.engine.tensorrt.convert.modules import Block, Module
+from toolchain.errors import BuildError
 from toolchain.model.checkpoint import TORCH_DTYPES
+from toolchain.model.families import layer_prefix
 
 
 class LayerWriter:
@@ -37,6 +39,7 @@ class LayerWriter:
         self.layer, self.path, self.ranks = layer, path, ranks
         self.dtype: torch.dtype = getattr(torch, TORCH_DTYPES[contents.dtype])
         self.largest: dict[str, Tensor] = {}
+        self._pre_quant: dict[tuple[str, int], Tensor] = {}
 
     def write(
         self,
@@ -83,9 +86,21 @@ class LayerWriter:
                 if part.expert is not None and name in SHARED_BY_EXPERTS:
                     self.largest[full] = torch.maximum(values, self.largest.get(full, values))
                 elif name in by_rows or member == module.members[0]:
+                    if part.expert is not None and name == PRE_QUANT:
+                        self._check_shared(full, rank, values, member)
                     start = at[name] if name in at else slot * self._size_of_one(part, rank, full)
                     count = self.files.write(self.ranks[rank], self.path + full, values, start)
                     at[name] = start + count
+
+    def _check_shared(self, name: str, rank: int, values: Tensor, member: str) -> None:
+        """TensorRT-LLM takes the first expert's pre-quant scale for all, without a look at the others."""
+        if not torch.equal(self._pre_quant.setdefault((name, rank), values), values):
+            raise BuildError(
+                "the experts have a pre_quant_scale each",
+                where=layer_prefix(self.layer) + member,
+                why="an engine multiplies the input of all of them by the first one's",
+                fix="quantize the model again with llmbuild, which gives them one",
+            )
 
     def _size_of_one(self, part: Block, rank: int, name: str) -> int:
         """Elements that an expert has of a stacked tensor; 0 where nothing is stacked."""

@@ -230,6 +230,18 @@ def test_values_that_an_engine_cannot_use_are_refused(
     refused(convert_to, make("llama", algo, {"change": change}, **WIDE), match)
 
 
+@pytest.mark.parametrize("which", ["w2", "w3"])
+def test_experts_share_their_pre_quant_scale(which: str, make: Make, convert_to: Convert) -> None:
+    def change(name: str, linear: QuantizedLinear) -> QuantizedLinear:
+        pair = ("w1", "w3") if which == "w3" else ("w2",)
+        other = "experts.2" in name and name.endswith(pair)
+        return replace(linear, pre_quant_scale=torch.full((128,), 2.0)) if other else linear
+
+    refused(
+        convert_to, make("mixtral", AWQ, {"change": change}, **WIDE), "experts have a pre_quant_scale each"
+    )
+
+
 def test_codes_that_are_nan_are_refused(make: Make, convert_to: Convert) -> None:
     def change(name: str, linear: QuantizedLinear) -> QuantizedLinear:
         if name.endswith("0.mlp.down_proj"):
