@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolchain.engine.tensorrt.checklist import require_sound
 from toolchain.engine.tensorrt.convert import RankLayout, convert
 from toolchain.model.spec import load_spec
 from toolchain.pipeline.quantization import quantize_config
@@ -67,3 +68,4 @@ def _convert(context: StageContext) -> None:
             kv_cache=context.config["kv_cache"],
         )
     )
+    require_sound(context.out_dir)  # what TensorRT-LLM would refuse, before an engine is built from it

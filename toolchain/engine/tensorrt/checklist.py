@@ -16,7 +16,7 @@ from toolchain.engine.tensorrt.rank import RankFile
 from toolchain.engine.tensorrt.rank_config import PLAIN_ALGOS, load_rank_config
 from toolchain.engine.tensorrt.value_checks import shared_findings, value_findings
 from toolchain.errors import ModelError
-from toolchain.findings import WARNING, Finding, errors
+from toolchain.findings import WARNING, Finding, errors, grouped
 from toolchain.progress import Progress, Silent
 
 _SHOWN = 3  # tensors of one kind that are named
@@ -67,16 +67,16 @@ def check_checkpoint(
     return found
 
 
-def require_sound(directory: Path, *, target: str | None = None) -> list[Finding]:
-    """Raise ModelError with the errors that headers show (`check_checkpoint`); return the warnings."""
-    found = check_checkpoint(directory, target=target, values=False)
+def require_sound(directory: Path, *, target: str | None = None, values: bool = False) -> list[Finding]:
+    """Raise ModelError with the errors of `check_checkpoint`, weights unread; return the warnings."""
+    found = check_checkpoint(directory, target=target, values=values, weights=False)
     wrong = errors(found)
     if wrong:
         raise ModelError(
-            f"the checkpoint has {len(wrong)} error{'s' if len(wrong) > 1 else ''}",
+            f"the checkpoint has {len(wrong)} error{'s' * (len(wrong) > 1)}",
             where=wrong[0].where,
-            why="; ".join(_sentence(finding) for finding in wrong[:_SHOWN]),
-            fix=wrong[0].fix or f"`llmbuild inspect {directory}` lists them",
+            why="; ".join(_sentence(finding) for finding in grouped(wrong)[:_SHOWN]),
+            fix=wrong[0].fix or f"`llmbuild inspect {directory}` lists all of them",
         )
     return found
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toolchain.engine.tensorrt.checklist import check_checkpoint
+from toolchain.engine.tensorrt.checklist import require_sound
 from toolchain.engine.tensorrt.rank_config import RankConfig, load_rank_config
 from toolchain.engine.tensorrt.verify.launch import run_ranks
 from toolchain.engine.tensorrt.verify.rank_process import Job
@@ -21,7 +21,6 @@ from toolchain.engine.tensorrt.verify.reference import read_ends, write_referenc
 from toolchain.engine.tensorrt.verify.result import LayerError, Verification
 from toolchain.engine.tensorrt.verify.tolerance import tolerance
 from toolchain.errors import ModelError, ToolchainError, UsageError
-from toolchain.findings import errors
 from toolchain.gate.streamed import StreamedModel
 from toolchain.model.spec import ModelSpec
 from toolchain.progress import Progress, Silent
@@ -62,14 +61,7 @@ def verify_ranks(
         BuildError: a rank's process died.
     """
     progress, started = progress or Silent(), time.monotonic()
-    found = check_checkpoint(checkpoint, weights=False)
-    if wrong := errors(found):
-        raise ModelError(
-            f"the checkpoint has {len(wrong)} error{'s' * (len(wrong) > 1)}, and cannot be run",
-            where=wrong[0].where,
-            why="; ".join(filter(None, (wrong[0].what, wrong[0].why))),
-            fix=wrong[0].fix or f"`llmbuild inspect {checkpoint}` lists all of them",
-        )
+    found = require_sound(checkpoint, values=True)
     config = load_rank_config(checkpoint)
     model = StreamedModel(source, device=torch.device("cpu"), simulate=False)
     require_same_model(config, model.spec, source)

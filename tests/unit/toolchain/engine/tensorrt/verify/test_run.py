@@ -164,7 +164,7 @@ def test_what_cannot_be_run(make_ranks: Any, tmp_path: Path) -> None:
         with pytest.raises(ToolchainError, match="nccl needs a GPU for each of the 2 ranks"):
             verify_ranks(ranks, source, backend="nccl")
     (ranks / "rank1.safetensors").unlink()
-    with pytest.raises(ModelError, match="the checkpoint has 1 error, and cannot be run"):
+    with pytest.raises(ModelError, match="the checkpoint has 1 error"):
         verify_ranks(ranks, source)
 
 
