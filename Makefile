@@ -1,6 +1,7 @@
 # `make demo` and `make test` work on a bare machine: each creates .venv first.
 SHELL := /bin/bash
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -25,8 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Build the demo recipe, serve it with Triton, print streamed tokens
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py
 
+# A file's tests stay in one process, for they share servers and builds. One thread each, or the processes would
+# wait for one another's threads.
 test: $(STAMP) ## Run the whole test suite
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(STAMP) ## Lint, format check and type check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
