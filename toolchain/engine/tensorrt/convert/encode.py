@@ -197,8 +197,10 @@ def unify(
     found, rounded = dict(linears), False
     if algo in (FP8, INT8_SQ, W4A8_AWQ, NVFP4):
         _require(algo, found, "input_scale", where)
-        largest = torch.stack([_scalar(own.input_scale) for own in found.values()]).amax()
-        found = {name: replace(own, input_scale=largest) for name, own in found.items()}
+        # What a pre-quant scale multiplies differs from linear to linear.
+        for names in [list(linears)] if algo in (FP8, NVFP4) else fused:
+            largest = torch.stack([_scalar(found[name].input_scale) for name in names]).amax()
+            found |= {name: replace(found[name], input_scale=largest) for name in names}
     if algo == FP8:
         scale = torch.stack([own.scales.float().view(1) for own in found.values()]).amax().view(1, 1)
         rounded = any(not torch.equal(own.scales, scale) for own in found.values())
