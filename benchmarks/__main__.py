@@ -20,6 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BENCHMARKS = (
     *("cli", "quantize_memory", "ir_memory", "quantization", "quantization_gpu"),
+    "convert_ranks",
     *("serving", "batching"),
 )
 

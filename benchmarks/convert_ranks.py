@@ -19,28 +19,34 @@ from typing import Any
 from benchmarks.ir_memory import replace_linears_by_codes, status
 from benchmarks.model import random_llama
 
-HIDDEN, LAYERS, TENSOR, ROUNDS = 2048, (6, 24), 4, 3
-PLACES = {"disk": None, "memory (tmpfs)": "/dev/shm"}
+HIDDEN, TENSOR, ROUNDS = 2048, 4, 3
+DISK, MEMORY = "disk", "memory (tmpfs)"
+PLACES = {DISK: None, MEMORY: "/dev/shm"}
+CASES = (
+    # where, layers, int4
+    (DISK, 6, False),
+    (DISK, 24, False),
+    (DISK, 24, True),
+    (MEMORY, 6, False),
+    (MEMORY, 24, False),
+)
 
 
 def run() -> dict[str, Any]:
-    """Convert random models, plain and int4, shallow and deep, each in a process of its own."""
+    """Convert random models, each in a process of its own, beside `cp`."""
+    load = os.getloadavg()[0]
     return {
         "model": f"random Llama, hidden {HIDDEN}, {HIDDEN // 64} heads of which {HIDDEN // 256} KV, "
-        f"MLP {HIDDEN * 11 // 4}, tensor {TENSOR}",
-        "figure": f"medians of {ROUNDS} rounds, the two alternating, until everything is on the disk "
-        "(fsync); the source is in the page cache; growth of the resident set (VmHWM) beyond the imports",
-        "rows": [
-            row
-            for place in PLACES
-            for layers in LAYERS
-            for int4 in (False, True)
-            for row in _measure(place, layers, int4)
-        ],
+        f"MLP {HIDDEN * 11 // 4}; tensor {TENSOR}",
+        "speed": f"bytes written a second, median of {ROUNDS} rounds, the two alternating; the source is in "
+        "the page cache, and a round ends when everything is on the disk (fsync)",
+        "growth": "of the resident set (VmHWM) of the converting process beyond the imports",
+        "load": f"{load:.1f} runnable processes beside it when it began",
+        "rows": [_measure(*case) for case in CASES],
     }
 
 
-def _measure(place: str, layers: int, int4: bool) -> list[dict[str, Any]]:
+def _measure(place: str, layers: int, int4: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=PLACES[place]) as name:
         model, ranks, copy = (Path(name) / part for part in ("model", "ranks", "copy"))
         heads = HIDDEN // 64
@@ -72,18 +78,16 @@ def _measure(place: str, layers: int, int4: bool) -> list[dict[str, Any]]:
             round(size / statistics.median(copied[1:]) / 1e6),
             round(written / statistics.median(converted[1:]) / 1e6),
         ]
-        return [
-            {
-                "to": place,
-                "weights": "int4" if int4 else "bf16",
-                "layers": layers,
-                "checkpoint, MB": round(size / 1e6),
-                "cp, MB/s": speeds[0],
-                "convert, MB/s": speeds[1],
-                "of cp": round(speeds[1] / speeds[0], 2),
-                "growth, MB": round(grown / 1e6),
-            }
-        ]
+        return {
+            "to": place,
+            "weights": "int4" if int4 else "bf16",
+            "layers": layers,
+            "checkpoint, MB": round(size / 1e6),
+            "cp, MB/s": speeds[0],
+            "convert, MB/s": speeds[1],
+            "of cp": round(speeds[1] / speeds[0], 2),
+            "growth, MB": round(grown / 1e6),
+        }
 
 
 def _copy(files: list[Path], target: Path) -> float:

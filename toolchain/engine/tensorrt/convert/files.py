@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from toolchain.model.safetensors_file import ITEM_SIZES, read_header
 
 _STATE_FILE = "progress.json"
 _WRITERS = 2
+_SAVE_SHARE = 0.2  # of the time that saving may go on beside the work
 _CHUNK = 16 << 20  # bytes of a strided tensor that are copied at a time
 
 
@@ -62,6 +64,7 @@ class RankFiles:
         self._writes: list[Future[None]] = []
         self._saver = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
+        self._next_save = 0.0
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self.done = self._resumable()
@@ -97,7 +100,7 @@ class RankFiles:
     def finish_step(self, names: Mapping[int, Sequence[str]]) -> None:
         """Say that one more step is done, in which the tensors of `names` were written, by rank.
 
-        It is saved beside the work that follows, unless an earlier step still is.
+        It is saved beside the work that follows, unless the step before was not long ago for what that took.
         """
         self._check_written(names)
         try:
@@ -108,7 +111,7 @@ class RankFiles:
         self._writes.clear()
         self.done += 1
         if self._saving is not None:
-            if not self._saving.done():
+            if not self._saving.done() or time.monotonic() < self._next_save:
                 return
             self._saving.result()
         self._saving = self._saver.submit(self._save, self.done)
@@ -202,10 +205,13 @@ class RankFiles:
         self._missing.clear()
 
     def _save(self, done: int) -> None:
+        began = time.monotonic()
         for descriptor in list(self._descriptors.values()):
             os.fdatasync(descriptor)
         state = {"fingerprint": self._fingerprint, "done": done}
         write_text_file(self.directory / _STATE_FILE, json.dumps(state, indent=2) + "\n")
+        took = time.monotonic() - began
+        self._next_save = began + took / _SAVE_SHARE
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
