@@ -45,6 +45,28 @@ def test_openvino_does_not_split(axis: str) -> None:
     assert broken(parallelism={axis: 2}, engine=GPU) == []
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"moe_tensor": 1},
+        {"moe_expert": 1},
+        {"use_parallel_embedding": False},
+        {"embedding_sharding_dim": 1},
+    ],
+)
+def test_how_ranks_are_cut_is_for_tensorrt_alone(field: dict[str, Any]) -> None:
+    (name,) = field
+    assert broken(parallelism=field, engine={"flavour": "vllm"}) == [f"parallelism.{name}"]
+    assert broken(parallelism=field, engine=GPU) == []
+
+
+@pytest.mark.parametrize("sizes", [{"moe_tensor": 2, "moe_expert": 4}, {"moe_expert": 3}, {"moe_tensor": 8}])
+def test_the_ranks_of_experts_are_those_of_attention(sizes: dict[str, int]) -> None:
+    (found,) = broken(parallelism={"tensor": 4} | sizes, engine=GPU)
+    assert found.startswith("parallelism.moe_")
+    assert broken(parallelism={"tensor": 4, "moe_expert": 2}, engine=GPU) == []
+
+
 def test_openvino_quantizes_its_own_cache() -> None:
     assert broken(quantization={"kv_cache": "fp8"}) == ["quantization.kv_cache"]
     assert broken(quantization={"kv_cache": "fp8"}, engine=GPU) == []

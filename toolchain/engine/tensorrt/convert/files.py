@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from quantize.formats.packing import as_bytes
 from quantize.formats.tensorfile import TensorType, dtype_name, lay_out, write_text_file
 from toolchain.errors import BuildError, StoreError, os_error
 from toolchain.model.safetensors_file import ITEM_SIZES, read_header
@@ -227,7 +227,7 @@ def _pieces(values: Tensor) -> Iterator[Tensor]:
 def _write_all(descriptor: int, values: Tensor, offset: int) -> None:
     """Write a tensor. One call of the system's writes at most 2 GiB."""
     for piece in _pieces(values):
-        left: memoryview = piece.detach().reshape(-1).view(torch.uint8).numpy().data
+        left: memoryview = as_bytes(piece.detach()).numpy().data
         while left:
             count = os.pwrite(descriptor, left, offset)
             left, offset = left[count:], offset + count

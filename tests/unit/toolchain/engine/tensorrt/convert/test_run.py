@@ -105,6 +105,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     return {"family": family, "algo": algo, "config": config, "layout": layout, "kv_cache": kv_cache}
 
 
+@pytest.mark.slow
 @given(case=cases())
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_sizes_and_cuts(
