@@ -323,6 +323,39 @@ def test_seeds_and_several_sequences(service: Service, tiny_model: Any) -> None:
     assert [streamed.tokens(0), streamed.tokens(1)] == [one, two]
 
 
+def metrics_of(service: Service) -> dict[str, float]:
+    """Every sample of the engine's model: name and labels, without the model's -> value."""
+    with urllib.request.urlopen(service.server.endpoints.metrics, timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    samples = [line.rsplit(" ", 1) for line in lines if 'model="tensorrt_llm"' in line]
+    named = re.compile(r'(model="tensorrt_llm",?|version="1",?)')
+    return {named.sub("", name).replace(",}", "}").replace("{}", ""): float(value) for name, value in samples}
+
+
+def test_prometheus_sees_what_happens(service: Service, tiny_model: Any) -> None:
+    prompt = prompts_of(tiny_model)[1]
+    before = metrics_of(service)
+    assert before['nv_trt_llm_request_metrics{request_type="max"}'] == BATCH
+    service.ask(prompt, 9, end_id=-1)
+    service.ask(prompt, 7, end_id=-1, streaming=True)
+    service.ask([], 7)
+    after = metrics_of(service)
+    change = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    assert change["llmbuild_prompt_tokens_total"] == 2 * len(prompt)
+    assert change["llmbuild_generation_tokens_total"] == 16
+    assert change['llmbuild_sequences_total{finish_reason="length"}'] == 2
+    assert change['llmbuild_sequences_total{finish_reason="refused"}'] == 1
+    for name in ("time_to_first_token", "time_per_output_token", "request_duration"):
+        assert change[f"gen_ai_server_{name}_seconds_count"] == 2
+        assert change[f"gen_ai_server_{name}_seconds_sum"] > 0
+    assert change["llmbuild_queue_time_seconds_count"] == 2
+    blocks = {kind: after[f'nv_trt_llm_kv_cache_block_metrics{{kv_cache_block_type="{kind}"}}']
+              for kind in ("used", "free", "max", "tokens_per")}  # fmt: skip
+    assert blocks["used"] + blocks["free"] == blocks["max"] > 0
+    assert blocks["tokens_per"] == 32
+    assert after['nv_trt_llm_request_metrics{request_type="active"}'] == 0
+
+
 def test_top_k_samples_among_the_k_likeliest(service: Service, tiny_model: Any) -> None:
     import torch
 

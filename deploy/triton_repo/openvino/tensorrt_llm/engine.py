@@ -231,6 +231,8 @@ class Engine:
         report.waiting = self._admission.waiting
         report.active = self._admission.active
         report.reserved_blocks = self._admission.reserved_blocks
+        usage = self._pipeline.get_metrics().cache_usage  # percent
+        report.used_blocks = round(usage / 100 * self._settings.cache_blocks)
         self._connection.send(report)
 
 

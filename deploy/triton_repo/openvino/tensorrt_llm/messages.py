@@ -104,3 +104,4 @@ class Report:
     waiting: int = 0
     active: int = 0
     reserved_blocks: int = 0
+    used_blocks: int = 0  # of the KV cache, by running sequences

@@ -28,6 +28,7 @@ from admission import blocks_for
 from engine_process import EngineDiedError, EngineProcess
 from guide_process import GuideProcess
 from messages import Add, Chunk, EngineSettings, Report, Stop
+from metrics import Metrics
 from request import Defaults, InvalidRequestError, Limits, ParsedRequest, is_stop_request, parse_request
 from responses import Answer, Times, merge
 
@@ -66,6 +67,13 @@ class TritonPythonModel:
         self._max_queue_size = parameters.integer("max_queue_size", 0)
         self._cancel_period = parameters.integer("cancellation_check_period_ms", 100) / 1000
 
+        self._metrics = Metrics(
+            args["model_name"],
+            args["model_version"],
+            self._limits.max_sequences,
+            self._limits.cache_blocks,
+        )
+
         self._lock = threading.Lock()  # of everything below
         self._owners: dict[int, tuple[Job, int]] = {}  # sequence key -> its job and index therein
         self._unstarted: set[int] = set()
@@ -99,8 +107,10 @@ class TritonPythonModel:
             try:
                 self._take(request, sender)
             except InvalidRequestError as problem:
+                self._metrics.ended("refused")
                 _send_error(sender, str(problem), pb_utils.TritonError.INVALID_ARG)
             except _UnavailableError as problem:
+                self._metrics.ended("refused")
                 _send_error(sender, str(problem), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
@@ -195,6 +205,7 @@ class TritonPythonModel:
             while not self._refused.empty():
                 job, why = self._refused.get()
                 if job.keys[0] in self._owners:  # not, if the request ended meanwhile
+                    self._metrics.ended("refused", len(job.keys))
                     self._end(job, why, pb_utils.TritonError.INVALID_ARG)
             if time.monotonic() - checked >= self._cancel_period:
                 for job in self._jobs():
@@ -205,6 +216,8 @@ class TritonPythonModel:
     def _deliver(self, reports: list[Report]) -> None:
         """Answer with everything that has piled up: at most one response a sequence."""
         chunks: dict[int, Chunk] = {}
+        if reports:
+            self._metrics.report(reports[-1])
         for report in reports:
             with self._lock:
                 self._waiting = report.waiting
@@ -222,10 +235,19 @@ class TritonPythonModel:
 
     def _deliver_chunk(self, job: Job, index: int, chunk: Chunk, time_ns: int) -> None:
         if chunk.error is not None:
+            self._metrics.ended("failed", len(job.keys))
             self._end(job, chunk.error, pb_utils.TritonError.INTERNAL)
             return
         if chunk.finish is not None:
             job.finished[index] = chunk
+            self._metrics.finished(
+                chunk,
+                prompt=len(job.request.sequences[index].prompt),
+                tokens=job.answer.counts[index] + len(chunk.tokens),
+                arrival_ns=job.answer.times.arrival,
+                scheduled_ns=job.answer.times.first_scheduled,
+                time_ns=time_ns,
+            )
         last = len(job.finished) == len(job.keys)
         if job.request.streaming:
             outputs = job.answer.piece(index, chunk, time_ns)
@@ -239,6 +261,7 @@ class TritonPythonModel:
         job.sender.send(pb_utils.InferenceResponse(tensors), FINAL if last else 0)
 
     def _cancel(self, job: Job, why: str) -> None:
+        self._metrics.ended("cancelled", len(job.keys))
         self._forget(job.keys)  # first: from now on nobody submits it
         for key in job.keys:
             self._engine.send(Stop(key, report=False))
@@ -280,6 +303,7 @@ class TritonPythonModel:
         with self._lock:
             self._down = f"the engine died ({cause}) and is being restarted; try again"
         for job in self._jobs():
+            self._metrics.ended("failed", len(job.keys))
             self._end(job, f"the engine died: {cause}", pb_utils.TritonError.INTERNAL)
         self._engine.close()
 
