@@ -233,7 +233,8 @@ BAD = [
     ({"embedding_bias": np.ones((1, 600), np.float32)}, "this engine does not support embedding bias"),
     ({"draft_input_ids": [5]}, "this engine does not support draft tokens"),
     ({"lora_task_id": np.zeros((1, 1), np.uint64)}, "this engine does not support LoRA adapters"),
-    ({"guided_decoding_guide": "{"}, "this engine does not support guided decoding"),
+    ({"guided_decoding_guide": "{"}, "guided_decoding_guide_type is missing"),
+    ({"guided_decoding_guide_type": "json"}, "this model was built without engine.guided_decoding"),
     ({"prompt_embedding_table": np.ones((1, 1, 8), np.float16)}, "does not support prompt tables"),
 ]  # fmt: skip
 

@@ -40,6 +40,7 @@ class StopMatcher:
     """Watches one sequence for its stop words."""
 
     def __init__(self, words: list[StopWord]) -> None:
+        self._words = words
         self._texts = [word.text for word in words if word.text]
         self._sequences = [word.tokens for word in words]
         self._held: list[Piece] = []
@@ -63,8 +64,18 @@ class StopMatcher:
     def _match(self) -> Cut | None:
         cuts = [self._cut_at(position) for position in self._text_positions()]
         tokens = tuple(piece.token for piece in self._held)
-        cuts += [Cut(len(tokens) - len(s), "") for s in self._sequences if tokens[-len(s) :] == s]
+        cuts += [self._cut_before(word) for word in self._words if tokens[-len(word.tokens) :] == word.tokens]
         return min(cuts, key=lambda cut: (cut.pieces, len(cut.text)), default=None)
+
+    def _cut_before(self, word: StopWord) -> Cut:
+        """Where the word begins whose tokens are the last ones."""
+        whole = len(self._held) - len(word.tokens)
+        text = "".join(piece.text for piece in self._held[whole:])
+        if word.text and text.endswith(word.text) and text != word.text:
+            # The first piece begins with what became of bytes that were held back before it.
+            before = sum(len(piece.text) for piece in self._held[:whole])
+            return self._cut_at(before + len(text) - len(word.text))
+        return Cut(whole, "")
 
     def _text_positions(self) -> list[int]:
         text = "".join(piece.text for piece in self._held)

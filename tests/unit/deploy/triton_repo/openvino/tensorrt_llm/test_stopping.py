@@ -43,6 +43,11 @@ def test_tokens_without_text_match_by_their_ids() -> None:
     assert run([word("", 1, 5)], ["a", "", "", "b"]) == (["a", "", "", "b", ""], False)
 
 
+def test_what_became_of_earlier_bytes_is_no_part_of_the_word() -> None:
+    """A character that stays incomplete shows as a replacement only in the text of the next token."""
+    assert run([word("INver", 1, 2)], ["", "\ufffdIN", "ver"]) == (["", "", "\ufffd"], True)
+
+
 def test_what_is_held_comes_out_at_the_end() -> None:
     assert run([word("END")], ["a", "EN"]) == (["a", "", "EN"], False)
 
