@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+import yaml
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from deploy.client import Chunk, Client, Summary
@@ -355,6 +356,24 @@ def test_prometheus_sees_what_happens(service: Service, tiny_model: Any) -> None
     assert blocks["used"] + blocks["free"] == blocks["max"] > 0
     assert blocks["tokens_per"] == 32
     assert after['nv_trt_llm_request_metrics{request_type="active"}'] == 0
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_there_are(service: Service) -> None:
+    monitoring = Path(__file__).parents[2] / "deploy/monitoring"
+    panels = json.loads((monitoring / "grafana-dashboard.json").read_text())["panels"]
+    rules = yaml.safe_load((monitoring / "prometheus-rules.yaml").read_text())["groups"][0]["rules"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked += [rule["expr"] for rule in rules]
+    with urllib.request.urlopen(service.server.endpoints.metrics, timeout=10) as page:
+        shown = set(re.findall(r"^(\w+)\{([^}]*)\}", page.read().decode(), re.MULTILINE))
+    names, labels = {name for name, _ in shown}, " ".join(label for _, label in shown)
+    for expression in asked:
+        used = re.findall(r"\b((?:nv|gen_ai|llmbuild)_\w+)", expression)
+        assert used, expression
+        assert set(used) <= names, expression
+        for kind, values in re.findall(r'(\w+)=~?"([\w|]+)"', expression):
+            for value in values.split("|"):
+                assert f'{kind}="{value}"' in labels, expression
 
 
 def test_top_k_samples_among_the_k_likeliest(service: Service, tiny_model: Any) -> None:
