@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    "$$(grep -i '^torch==' constraints.txt)" -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    -e '.[openvino,triton,modelopt,dev]' -c constraints.txt
+	    -e '.[openvino,triton,gateway,modelopt,dev]' -c constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Build the demo recipe, serve it with Triton, print streamed tokens

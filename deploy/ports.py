@@ -23,7 +23,29 @@ def choose_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:
             raise LaunchError(f"port {port} is given more than once", fix=f"give another --{use}-port, or 0")
     with contextlib.ExitStack() as held:
         # All are held until all are chosen, so that no two are the same.
-        return {use: _bind(held, host, port, use) for use, port in wanted.items()}
+        listeners = {use: held.enter_context(listen(host, port, use)) for use, port in wanted.items()}
+        return {use: int(listener.getsockname()[1]) for use, listener in listeners.items()}
+
+
+def listen(host: str, port: int, use: str) -> socket.socket:
+    """A socket that listens on `port` of `host`, or on a free one for 0; `use` is what errors call it.
+
+    Raises:
+        LaunchError: as `choose_ports`.
+    """
+    if not 0 <= port <= 65535:
+        raise LaunchError(f"{port} is not a port number", fix=f"give --{use}-port a number from 0 to 65535")
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
+        except OSError as error:
+            raise _cannot_listen(error, host, port, use) from error
+        stack.pop_all()
+        return listener
 
 
 def holder_of(port: int) -> str | None:
@@ -43,21 +65,6 @@ def holder_of(port: int) -> str | None:
     return None
 
 
-def _bind(held: contextlib.ExitStack, host: str, port: int, use: str) -> int:
-    if not 0 <= port <= 65535:
-        raise LaunchError(f"{port} is not a port number", fix=f"give --{use}-port a number from 0 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = held.enter_context(socket.socket(family, kind, protocol))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1)
-    except OSError as error:
-        raise _cannot_listen(error, host, port, use) from error
-    bound: int = listener.getsockname()[1]
-    return bound
-
-
 def _cannot_listen(error: OSError, host: str, port: int, use: str) -> LaunchError:
     where = f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
@@ -71,5 +78,6 @@ def _cannot_listen(error: OSError, host: str, port: int, use: str) -> LaunchErro
     if error.errno == errno.EACCES:
         fix = f"give a --{use}-port above 1023"
     else:
-        fix = "give --host an address of this machine: 127.0.0.1 for this machine only, 0.0.0.0 for all"
+        option = "--openai-host" if use == "openai" else "--host"
+        fix = f"give {option} an address of this machine: 127.0.0.1 for this machine only, 0.0.0.0 for all"
     return LaunchError(f"cannot listen on the {use} port", where=where, why=error.strerror, fix=fix)

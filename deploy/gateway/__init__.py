@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP front door before a Triton server."""
