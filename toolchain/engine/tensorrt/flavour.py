@@ -101,15 +101,15 @@ class TensorRT:
 
     def repository_config(self, recipe: Recipe) -> Config:
         """Limits, scheduling and the backend's parameters."""
-        from toolchain.engine.tensorrt_repository import tensorrt_repository_config
+        from toolchain.engine.tensorrt.repository import repository_config
 
-        return tensorrt_repository_config(recipe)
+        return repository_config(recipe)
 
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
         """Make the repository; the tokenizer is that of the quantized checkpoint."""
-        from toolchain.engine.tensorrt_repository import render_tensorrt_repository
+        from toolchain.engine.tensorrt.repository import render_repository
 
-        return render_tensorrt_repository(engine, checkpoint, out_dir, config)
+        return render_repository(engine, checkpoint, out_dir, config)
 
     def answer(
         self, repository: Path, prompts: Sequence[Sequence[int]], max_tokens: int, eos: Sequence[int]

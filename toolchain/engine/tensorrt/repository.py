@@ -20,8 +20,8 @@ _TYPES = {
 }
 
 
-def tensorrt_repository_config(recipe: Recipe) -> Config:
-    """What `render_tensorrt_repository` depends on."""
+def repository_config(recipe: Recipe) -> Config:
+    """What `render_repository` depends on."""
     from deploy.repositories.common import models_digest
     from toolchain.plan.releases import default_version
     from toolchain.recipe.triton import TensorRTLLM
@@ -54,7 +54,7 @@ def tensorrt_repository_config(recipe: Recipe) -> Config:
     }
 
 
-def render_tensorrt_repository(
+def render_repository(
     engine: Path, checkpoint: Path, out_dir: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the repository around `engine`; the tokenizer is the checkpoint's. Return facts.
@@ -63,7 +63,7 @@ def render_tensorrt_repository(
         engine: a directory of rank engines with its config.json.
         checkpoint: the Hugging Face checkpoint that the engine was made from.
         out_dir: empty.
-        config: of `tensorrt_repository_config`; other keys are ignored.
+        config: of `repository_config`; other keys are ignored.
     """
     from deploy.repositories.tensorrt import DraftEngine, TensorRTSettings, render_tensorrt
     from toolchain.model.spec import load_spec
