@@ -8,8 +8,8 @@ import random
 import sys
 from typing import Any
 
-from benchmarks.conditions import percentile
 from benchmarks.load import Answer, Load
+from benchmarks.spread import percentile
 from benchmarks.workbench import MODEL, prompts, repository
 from deploy.server import TritonServer
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import spread
+from benchmarks.spread import spread
 
 RECIPE = Path(__file__).parents[1] / "configs" / "demo-int4.yaml"
 ROUNDS = 15

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import percentile
 from benchmarks.load import Load
+from benchmarks.spread import percentile
 from benchmarks.workbench import MODEL, prompts, repository
 from deploy.server import TritonServer
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from toolchain.cli.common import JsonOption, emit, verb
-
-if TYPE_CHECKING:
-    from deploy.client import Client
 
 
 @verb
@@ -43,11 +37,11 @@ def generate(
 
     Example: llmbuild generate artifacts/demo-int4 "def read_lines(path):" --max-tokens 64
     """
-    from deploy.client import Summary, render_chat
+    from deploy.client import Client, Summary, render_chat
     from toolchain.errors import UsageError
+    from toolchain.pipeline.reach import artifact_of, reached
 
-    if not target:
-        raise UsageError("the target is empty", fix="name artifacts/NAME, or host:port")
+    artifact = artifact_of(target)
     guides = [
         (kind, text)
         for kind, text in (("json_schema", json_schema), ("regex", regex), ("ebnf_grammar", grammar))
@@ -56,9 +50,6 @@ def generate(
     if len(guides) > 1:
         raise UsageError("an answer can match one guide", fix="give one of --json-schema, --regex, --grammar")
     "".join([prompt, *(stop or [])]).encode()  # what cannot be sent is refused before a server is started
-    artifact = Path(target) if (Path(target) / "manifest.json").is_file() else None
-    if artifact is None and Path(target).is_dir():
-        raise UsageError(f"{target} is not an artifact", why="there is no manifest.json in it")
     if chat:
         if artifact is None:
             raise UsageError(
@@ -70,7 +61,11 @@ def generate(
         messages = [{"role": "user", "content": prompt}]
         prompt = render_chat(Artifact.open(artifact).dir("quantize"), messages)
     text, summary = [], None
-    with _client(target, artifact) as client:
+
+    def starting() -> None:
+        typer.echo(f"starting Triton for {artifact}; `llmbuild serve {artifact}` keeps one running", err=True)
+
+    with reached(target, artifact, starting) as address, Client(address) as client:
         for part in client.generate(
             prompt,
             max_tokens=max_tokens,
@@ -95,25 +90,3 @@ def generate(
         typer.echo()
         if summary:
             typer.echo(f"\n{summary}", err=True)
-
-
-@contextlib.contextmanager
-def _client(target: str, artifact: Path | None) -> Iterator[Client]:
-    """A client of the server at `target`, or of the artifact's server, which is started if need be."""
-    from deploy.client import Client
-    from deploy.running import find_running
-    from toolchain.pipeline.serve import serve_artifact
-
-    if artifact is None:
-        with Client(target) as client:
-            yield client
-        return
-    running = find_running(artifact)
-    if running is not None:
-        with Client(running.grpc) as client:
-            if client.is_ready("ensemble"):
-                yield client
-                return
-    typer.echo(f"starting Triton for {artifact}; `llmbuild serve {artifact}` keeps one running", err=True)
-    with serve_artifact(artifact) as server, Client(server.endpoints.grpc) as client:
-        yield client

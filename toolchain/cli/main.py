@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from toolchain.cli import (
+    bench,
     build,
     compat,
     doctor,
@@ -81,6 +82,7 @@ _PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
         serve.serve,
         launch.launch,
         generate.generate,
+        bench.bench,
     ),
     "Housekeeping": (doctor.doctor, schema.schema),
 }

@@ -17,31 +17,15 @@ from toolchain.gate.result import Answer, Evaluation, Measured
 from toolchain.gate.table import figure_table
 from toolchain.model.families import linear_kind
 from toolchain.plan.memory import human_bytes
+from toolchain.report.html import WIDTH, document, table
 from toolchain.report.svg import Axis, bars, histogram, lines, percent, shares
 
-_WIDTH = 1080
 _SEARCHED = {
     "alpha": ("alpha, the exponent of the channel scales", 0.05),
     "mean_clip": ("clip ratio, mean over a linear's groups", 0.02),
 }
 """What a report may say of a linear: in words, and the width of a part of its histogram."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem;
-       background: light-dark(#fff, #16181b); color: light-dark(#1b1d21, #e4e6ea); }
-h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.2rem; }
-p { margin: 0 0 0.6rem; max-width: 50rem; } .pair { display: flex; gap: 40px; flex-wrap: wrap; }
-table { border-collapse: collapse; } th, td { padding: 0.2rem 1.2rem 0.2rem 0; text-align: left; }
-th { font-weight: 600; border-bottom: 1px solid #8888; } .number { text-align: right; }
-td.number { font-variant-numeric: tabular-nums; }
-td.words, th.words { text-align: left; }
-svg { display: block; max-width: 100%; height: auto; }
-svg text { font: 13px system-ui, sans-serif; fill: currentColor; }
-.line { fill: none; stroke-width: 1.5; opacity: 0.7; }
-.grid { stroke: currentColor; opacity: 0.15; } .axis { stroke: currentColor; opacity: 0.6; }
-code { font-family: ui-monospace, monospace; font-size: 0.92em; }
-"""
 
 
 @dataclass(frozen=True)
@@ -78,13 +62,9 @@ def render(facts: Facts) -> str:
         parts += [
             "<h2>Size of the checkpoint</h2>",
             f"<p>{human_bytes(sum(largest.values()))} of tensors, all layers together.</p>",
-            shares(largest, lambda value: human_bytes(int(value)), width=_WIDTH),
+            shares(largest, lambda value: human_bytes(int(value)), width=WIDTH),
         ]
-    title = escape(facts.name)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return document(facts.name, parts)
 
 
 def _about(about: Mapping[str, str]) -> str:
@@ -103,7 +83,7 @@ def _figures(figures: Evaluation, gate: str) -> list[str]:
         f"<h2>Beside the source, on the text of <code>gates.{escape(gate)}</code></h2>",
         f"<p>{figures.tokens} tokens predicted in {figures.windows} windows of {figures.window}, stride "
         f"{figures.stride}. Rounded: {escape(rounded)}.</p>",
-        _table(*figure_table(figures)),
+        table(*figure_table(figures)),
         "<h2>Hidden states, layer by layer</h2>",
         "<p>Relative to the source's hidden states, root mean square over tokens. What a layer adds by "
         "itself is its error on the source's own inputs.</p>",
@@ -111,7 +91,7 @@ def _figures(figures: Evaluation, gate: str) -> list[str]:
             Axis.of_numbers("decoder layer", depth),
             Axis.to("relative error", highest, percent),
             series,
-            size=(_WIDTH, 320),
+            size=(WIDTH, 320),
         ),
     ]
 
@@ -137,10 +117,10 @@ def _linears(linears: Mapping[str, Mapping[str, Any]]) -> list[str]:
             Axis.of_numbers("decoder layer", depth),
             Axis.to("relative error", highest, percent),
             series,
-            size=(_WIDTH, 360),
+            size=(WIDTH, 360),
         ),
         "<h2>The linears that changed most</h2>",
-        _table(
+        table(
             ("linear", "relative error", "chosen"),
             [(name, f"{error:.2%}", _chosen(linears[name])) for name, error in worst],
             words=(0, 2),
@@ -159,7 +139,7 @@ def _answers(answers: Sequence[Answer]) -> list[str]:
         "<h2>Answers</h2>",
         "<p>The gap is by how much the reference holds the answer's tokens for less likely than its own "
         "choices in the same places; same tokens are its own choices.</p>",
-        _table(columns, rows, words=(0, 3)),
+        table(columns, rows, words=(0, 3)),
     ]
 
 
@@ -211,18 +191,5 @@ def _choices(linears: Mapping[str, Mapping[str, Any]]) -> list[str]:
             lambda value: f"{value:.3g}",
         )
         up = Axis.to("linears", max(height for _, _, height in parts), lambda value: f"{value:.3g}")
-        charts.append(bars(across, up, parts, size=((_WIDTH - 40) // 2, 260)))
+        charts.append(bars(across, up, parts, size=((WIDTH - 40) // 2, 260)))
     return ["<h2>What the search chose</h2>", f'<div class="pair">{"".join(charts)}</div>'] if charts else []
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """All columns are numbers but those of `words`."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        kinds = ("words" if number in words else "number" for number in range(len(row)))
-        return "".join(
-            f'<{tag} class="{kind}">{escape(cell)}</{tag}>' for kind, cell in zip(kinds, row, strict=True)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', columns)}</tr>{body}</table>"
