@@ -40,11 +40,12 @@ class Answer:
     asks: Sequence[Ask]
     values: dict[str, Any]  # inputs of the server, but for prompt and length
     log_probs: bool
-    id: str = ""
-    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(init=False)
+    created: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = f"{self.shape.prefix}-{secrets.token_hex(16)}"
+        self.created = int(time.time())
         self._choices = [Choice(index) for index in range(len(self.asks) * self._returns)]
         self._counts = [0] * len(self._choices)
         self._counted: set[int] = set()  # asks whose tokens the server counted

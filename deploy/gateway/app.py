@@ -30,12 +30,12 @@ _CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it but a log
 
 def make_app(settings: GatewaySettings) -> FastAPI:
     """The application. Raises UsageError for keys or a tokenizer that cannot be read."""
-    door = _Door(settings)
+    routes = _Routes(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         upstream = Upstream(settings.upstream)
-        door.open(upstream)
+        routes.open(upstream)
         yield
         await upstream.close()
 
@@ -47,11 +47,11 @@ def make_app(settings: GatewaySettings) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    app.add_api_route("/health", door.health, methods=["GET"])
-    app.add_api_route("/v1/models", door.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", door.model, methods=["GET"])
-    app.add_api_route("/v1/completions", door.completions, methods=["POST"])
-    app.add_api_route("/v1/chat/completions", door.chat, methods=["POST"])
+    app.add_api_route("/health", routes.health, methods=["GET"])
+    app.add_api_route("/v1/models", routes.models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", routes.model, methods=["GET"])
+    app.add_api_route("/v1/completions", routes.completions, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"])
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(ClientGoneError, _on_client_gone)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -59,7 +59,7 @@ def make_app(settings: GatewaySettings) -> FastAPI:
     return app
 
 
-class _Door:
+class _Routes:
     """The routes of one gateway, and what they share."""
 
     def __init__(self, settings: GatewaySettings) -> None:

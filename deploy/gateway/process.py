@@ -81,11 +81,7 @@ class Gateway:
         try:
             ready, _, _ = select.select([process.stdout], [], [], _START_S)
             if not ready or not process.stdout.readline():
-                raise LaunchError(
-                    "the gateway could not be started",
-                    why="its last words are above",
-                    fix="mend what they say",
-                )
+                raise LaunchError("the gateway could not be started", fix="look at its log above")
         except BaseException:
             gateway.kill()
             raise
@@ -93,11 +89,11 @@ class Gateway:
 
     def check(self) -> None:
         """Raises LaunchError if it has ended by itself."""
-        if (status := self._process.poll()) is not None:
+        status = self._process.poll()
+        if status is not None:
+            how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
             raise LaunchError(
-                f"the gateway ended by itself (exit status {status})",
-                why="its log is above",
-                fix="start again",
+                f"the gateway ended by itself ({how})", fix="look at its log above; start again"
             )
 
     def stop(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -368,6 +370,26 @@ def test_keys_and_rates(place: Place, tmp_path: Path) -> None:
                 client.completions.create(**body)
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 20
         assert ask("Bearer beta").status_code == 200
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made with openssl")
+def test_tls_and_cors_where_asked_for(place: Place, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    settings = replace(
+        place.settings, tls_cert=str(cert), tls_key=str(key), cors_origins=("https://a.example",)
+    )
+    with started(settings, tls_cert=cert, tls_key=key) as gateway:
+        assert gateway.url.startswith("https://127.0.0.1:")
+        with httpx.Client(verify=ssl.create_default_context(cafile=str(cert))) as client:
+            for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+                answer = client.get(f"{gateway.url}/models", headers={"Origin": origin})
+                assert answer.status_code == 200
+                assert answer.headers.get("access-control-allow-origin") == allowed
 
 
 def test_stopping_lets_answers_end(place: Place) -> None:

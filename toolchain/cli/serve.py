@@ -136,7 +136,7 @@ def serve(
             settings = gateway_settings(
                 artifact,
                 server.endpoints.grpc,
-                api_keys=str(api_keys.absolute()) if api_keys else None,
+                api_keys=str(api_keys) if api_keys else None,
                 cors_origins=tuple(cors_origin or ()),
                 tls_cert=str(tls_cert) if tls_cert else None,
                 tls_key=str(tls_key) if tls_key else None,

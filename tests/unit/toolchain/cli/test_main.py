@@ -181,6 +181,13 @@ def test_launch_refuses_what_it_cannot_do(tmp_path, options, message):
     assert message in result.stderr
 
 
+def test_serve_wants_the_gateway_for_its_options(tmp_path):
+    run = llmbuild("serve", tmp_path, "--api-keys", tmp_path / "keys", "--rate-limit", 5)
+    assert run.exit_code == 2
+    assert "--api-keys and --rate-limit: of the gateway, which was not asked for" in run.stderr
+    assert "fix: add --openai" in run.stderr
+
+
 def test_unknown_stage_names_the_stages():
     result = llmbuild("build", "demo-int4", "--until", "quantise")
     assert result.exit_code == 2
