@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolchain.engine.tensorrt.checklist import require_sound
 from toolchain.engine.tensorrt.convert import RankLayout, convert
 from toolchain.model.spec import load_spec
 from toolchain.pipeline.quantization import quantize_config
@@ -58,6 +57,8 @@ def _check(recipe: Recipe, model: Path, layout: RankLayout, kv_cache: str | None
 
 
 def _convert(context: StageContext) -> None:
+    from toolchain.engine.tensorrt.checklist import require_sound
+
     context.facts.update(
         convert(
             context.inputs["quantize"],
