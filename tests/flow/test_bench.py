@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from deploy.find import find_triton
+from deploy.gateway.process import Door, Gateway
+from deploy.running import find_running
 from toolchain.errors import ToolchainError
 from toolchain.pipeline.build import build_recipe
-from toolchain.pipeline.serve import serve_artifact
+from toolchain.pipeline.serve import gateway_settings, serve_artifact
 from toolchain.pipeline.store import Store
 from toolchain.recipe import load_recipe
 
@@ -33,10 +35,25 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     except ToolchainError as error:
         pytest.skip(str(error))
     directory = tmp_path_factory.mktemp("bench")
-    recipe = load_recipe(ROOT / "configs" / "demo-int4.yaml")
-    built = build_recipe(recipe, out=directory / "artifacts", store=Store.open(directory / "store"))
-    with serve_artifact(built.artifact, announce=True):
-        yield built.artifact
+    file = directory / "bench.yaml"
+    file.write_text(
+        f"schema: 1\nname: bench\nmodel: {{source: {ROOT / 'models/demo'}}}\nquantization: {{method: none}}\n"
+        "engine: {max_seq_len: 512, max_batch_size: 4}\n"
+    )
+    with Store.open(directory / "store") as store:
+        artifact = build_recipe(load_recipe(file), out=directory, store=store).artifact
+    with serve_artifact(artifact, announce=True):
+        yield artifact
+
+
+@pytest.fixture(scope="module")
+def gateway(artifact: Path) -> Iterator[str]:
+    running = find_running(artifact)
+    assert running is not None
+    settings = gateway_settings(artifact, running.grpc)
+    with Door("127.0.0.1", 0, api_keys=settings.keys_file, tls_cert=None, tls_key=None) as door:
+        with Gateway.start(door, settings) as started:
+            yield started.url
 
 
 def command(*arguments: object) -> list[str]:
@@ -103,10 +120,15 @@ def test_an_objective_that_is_not_met_is_exit_code_4(artifact: Path) -> None:
     assert "1 of 1 objectives are not met" in done.stderr
 
 
-def test_compares_two_targets_in_one_table(artifact: Path) -> None:
-    done = run(artifact, "--compare", artifact, "--requests", 2, "--output-tokens", 4)
+def test_compares_triton_with_the_gateway_in_one_table(artifact: Path, gateway: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = run(artifact, "--compare", gateway, "--requests", 3, "--output-tokens", 8, "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("x)") >= 6
+    triton, openai = (target["levels"][0]["figures"] for target in json.loads(out.read_text())["targets"])
+    assert triton["answered"] == openai["answered"] == 3
+    assert openai["are_tokens_counted_by_server"]
+    assert openai["input_tokens"] == triton["input_tokens"]
 
 
 def test_ctrl_c_leaves_partial_results(artifact: Path) -> None:
