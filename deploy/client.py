@@ -85,10 +85,7 @@ class Client:
     def __init__(self, url: str) -> None:
         """`url` is host:port or grpc://host:port; nothing is sent yet."""
         self.address = parse_address(url)
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        if self.address.startswith(("127.", "localhost:", "[::1]")):
-            options.append(("grpc.enable_http_proxy", 0))
-        self._channel = grpc.insecure_channel(self.address, options=options)
+        self._channel = open_channel(self.address)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._models: dict[str, pb.ModelMetadataResponse] = {}
         self._open: dict[Any, tuple[str, str]] = {}  # call under way -> its model, the request's id
@@ -287,6 +284,14 @@ class Client:
                 )
             return LaunchError("no server answers", where=self.address, why=details, fix=_START)
         return RequestError(details or str(code), where=self.address)
+
+
+def open_channel(address: str) -> Any:
+    """A gRPC channel to host:port, for messages of any size; the environment's proxy is not for loopback."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    if address.startswith(("127.", "localhost:", "[::1]")):
+        options.append(("grpc.enable_http_proxy", 0))
+    return grpc.insecure_channel(address, options=options)
 
 
 def parse_address(url: str) -> str:

@@ -188,13 +188,17 @@ class _BadAnswerError(ValueError):
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events, up to [DONE]."""
+    """The JSON objects of a stream of server-sent events, up to [DONE].
+
+    A connection that is cut looks to http.client like an end.
+    """
     for line in response:
         if line.startswith(b"data:"):
             data = line[5:].strip()
             if data == b"[DONE]":
                 return
             yield json.loads(data)
+    raise _BadAnswerError("the answer broke off")
 
 
 def _event(key: int, said: dict[str, Any]) -> Event:

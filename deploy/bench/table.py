@@ -13,6 +13,7 @@ _LATENCIES = (
     ("ITL p99, ms", "itl_s", "p99"),
     ("E2E p95, ms", "e2e_s", "p95"),
 )
+_LATE_S = 0.02
 
 
 def figure_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -59,6 +60,30 @@ def error_rows(result: Mapping[str, Any]) -> list[list[str]]:
         for level in target["levels"]
         for message, count in level["figures"]["errors"].items()
     ]
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What a reader must know to read the figures right."""
+    found = []
+    for target in result["targets"]:
+        every = [level["figures"] for level in target["levels"] if level["figures"]["answered"]]
+        if not all(figures["are_tokens_counted_by_server"] for figures in every):
+            found.append(
+                f"{target['name']} does not tell how many tokens it sends: each response counts as one"
+            )
+        asked = sum(figures["output_tokens_asked"] for figures in every)
+        tokens = sum(figures["output_tokens"] for figures in every)
+        if tokens < asked:
+            found.append(
+                f"{target['name']} ended its answers before the length asked for: {tokens} of {asked} tokens"
+            )
+        late = max((figures["sent_late_s"]["p99"] for figures in every), default=0.0)
+        if late > _LATE_S:
+            found.append(
+                f"requests to {target['name']} were sent up to {1e3 * late:.0f} ms late (p99): this machine "
+                "cannot keep up with the load"
+            )
+    return found
 
 
 def _of(figures: Mapping[str, Any], name: str, part: str) -> float | None:

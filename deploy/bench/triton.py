@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from deploy.bench.orders import Order
 from deploy.bench.target import Event
-from deploy.client import Client, parse_address
+from deploy.client import Client, open_channel, parse_address
 from deploy.wire import build_request, build_stop_request, read_outputs
 from toolchain.errors import LaunchError
 
@@ -49,10 +49,7 @@ class TritonTarget:
                     fix="`llmbuild serve ARTIFACT` starts one; give its gRPC port, and --model if need be",
                 )
         self._extra = dict(extra or {})
-        self._channel = grpc.insecure_channel(
-            self.address,
-            options=[("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)],
-        )
+        self._channel = open_channel(self.address)
         stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self.server = _server_name(stub)
         self._metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name=model), timeout=_HANDSHAKE_S)

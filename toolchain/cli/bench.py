@@ -109,9 +109,12 @@ def bench(
     from deploy.bench.plan import Plan
     from deploy.bench.result import Benched, to_json
     from deploy.bench.slo import Objective, parse_limits
-    from toolchain.errors import GateError
+    from toolchain.errors import GateError, RequestError, UsageError
     from toolchain.pipeline import bench as pipeline
 
+    for file in filter(None, (out, html)):  # before the work, not after it
+        if not file.parent.is_dir():
+            raise UsageError("there is no such directory", where=str(file.parent), fix="create it")
     names = [target, *(compare or [])]
     objectives = [Objective.parse(given) for given in slo or []]
     asking = pipeline.Asking(model, chat, pipeline.read_token(api_key_env), pipeline.parse_extra(extra or []))
@@ -151,6 +154,9 @@ def bench(
     _write(result, out, html)
     if stopped is not None:
         raise stopped
+    levels = [level for one in result["targets"] for level in one["levels"]]
+    if not any(level["figures"]["answered"] for level in levels):
+        raise RequestError("no request was answered", why="; ".join(levels[0]["figures"]["errors"]) or None)
     missed = [one for one in result["objectives"] if not one["is_met"]]
     if missed:
         raise GateError(
@@ -188,7 +194,7 @@ def _write(result: dict[str, Any], out: Path | None, html: Path | None) -> None:
 
 def _show(result: dict[str, Any], *, as_json: bool) -> None:
     from deploy.bench.result import without_records
-    from deploy.bench.table import error_rows, figure_rows
+    from deploy.bench.table import error_rows, figure_rows, notes
     from toolchain.report.bench import objective_rows
 
     if as_json:
@@ -202,3 +208,5 @@ def _show(result: dict[str, Any], *, as_json: bool) -> None:
         if result["objectives"]:
             typer.echo()
             table(*objective_rows(result["objectives"]))
+    for note in notes(result):
+        typer.echo(f"note: {note}", err=True)

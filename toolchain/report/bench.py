@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bench.table import error_rows, figure_rows
+from deploy.bench.table import error_rows, figure_rows, notes
 from toolchain.report.html import WIDTH, document, table
 from toolchain.report.svg import Axis, lines, percent
 
@@ -24,6 +24,7 @@ def render(result: Mapping[str, Any]) -> str:
     if result["stopped"]:
         parts.append(f"<p><strong>Partial results: {escape(result['stopped'])}</strong></p>")
     parts += [_conditions(result), _figures(result)]
+    parts += [f"<p>Note: {escape(note)}.</p>" for note in notes(result)]
     if result["objectives"]:
         parts += ["<h2>Objectives</h2>", table(*objective_rows(result["objectives"]), words=(0, 1, 2, 4))]
     parts += _by_load(result) + _distributions(result)

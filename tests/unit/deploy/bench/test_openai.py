@@ -21,7 +21,7 @@ GAP_S = 0.01
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One word a token every 10 ms; prompts that begin with "fail", "break" or "hang" do."""
+    """One word a token every 10 ms; prompts "fail", "break", "cut" and "hang" do as they say."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else the small packets wait for each other
@@ -53,6 +53,9 @@ class Handler(BaseHTTPRequestHandler):
             if prompt.startswith("break") and number == 2:
                 self._event(_error("out of cache"))
                 break
+            if prompt.startswith("cut") and number == 2:
+                self.close_connection = True
+                return
             self._event({"choices": [{"delta": {"content": "w "}} if is_chat else {"text": "w "}]})
         usage = {"prompt_tokens": 7, "completion_tokens": asked["max_tokens"]}
         self._event({"choices": [], "usage": usage})
@@ -124,10 +127,14 @@ def test_an_open_loop_sends_at_the_arrivals(url: str) -> None:
 
 
 def test_failures_are_counted_by_message(url: str) -> None:
-    prompts = ["fail", "fine", "break", "fail"]
-    figures = summarize(load(url, [Order(prompt, 4) for prompt in prompts], concurrency=4))
+    prompts = ["fail", "fine", "break", "fail", "cut"]
+    figures = summarize(load(url, [Order(prompt, 4) for prompt in prompts], concurrency=5))
     assert figures["answered"] == 1
-    assert figures["errors"] == {"HTTP 429: the queue is full": 2, "out of cache": 1}
+    assert figures["errors"] == {
+        "HTTP 429: the queue is full": 2,
+        "out of cache": 1,
+        "the answer broke off": 1,
+    }
 
 
 def test_a_silent_request_fails_and_the_others_go_on(url: str) -> None:

@@ -11,7 +11,7 @@ from deploy.bench.load import Record
 from deploy.bench.plan import Level, Measured, Plan
 from deploy.bench.result import Benched, to_json, without_records
 from deploy.bench.slo import Objective
-from deploy.bench.table import figure_rows
+from deploy.bench.table import figure_rows, notes
 from toolchain.report.bench import render
 
 
@@ -56,6 +56,16 @@ def test_further_targets_stand_beside_the_first_with_ratios() -> None:
     at = columns.index(">TTFT p50, ms")
     assert [row[at] for row in rows[:2]] == ["100.0", "200.0 (2.00x)"]
     assert rows[1][columns.index(">goodput/s")] == "0.00 (0.00x)"
+
+
+def test_notes_tell_what_the_figures_hide() -> None:
+    found = result()
+    assert notes(found) == []
+    figures = found["targets"][1]["levels"][0]["figures"]
+    figures.update(are_tokens_counted_by_server=False, output_tokens_asked=99)
+    figures["sent_late_s"]["p99"] = 0.5
+    assert [note.split(" ")[0] for note in notes(found)] == ["other", "other", "requests"]
+    assert "each response counts as one" in render(found)
 
 
 def test_the_page_has_the_figures_and_loads_nothing() -> None:
