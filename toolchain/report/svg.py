@@ -15,6 +15,7 @@ from html import escape
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#bb9911", "#33aacc", "#aa3377", "#888888")
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 44
+_LINE = 20  # of a legend
 _SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "bar")
 _STEPS = (1, 2, 2.5, 5, 10)
 
@@ -158,19 +159,22 @@ class _Frame:
             f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self._y.label)}</text>"
         )
-        return _svg(
-            self._width, self._height + (24 if legend else 0), "".join(drawn) + inside + self._legend(legend)
-        )
+        names, height = self._legend(legend)
+        return _svg(self._width, height, "".join(drawn) + inside + names)
 
-    def _legend(self, names: Sequence[str]) -> str:
-        drawn, across = [], float(_LEFT)
+    def _legend(self, names: Sequence[str]) -> tuple[str, int]:
+        """The names with their marks, in as many lines as they need, and the height of the whole."""
+        drawn, across, height = [], float(_LEFT), self._height
         for number, name in enumerate(names):
+            wide = 40 + 7.2 * len(name)
+            if across > _LEFT and across + wide > self._width:
+                across, height = float(_LEFT), height + _LINE
             mark = _mark(
-                _SHAPES[number % len(_SHAPES)], across + 6, self._height + 8, COLOURS[number % len(COLOURS)]
+                _SHAPES[number % len(_SHAPES)], across + 6, height + 8, COLOURS[number % len(COLOURS)]
             )
-            drawn.append(f'{mark}<text x="{across + 16:.0f}" y="{self._height + 12}">{escape(name)}</text>')
-            across += 40 + 7.2 * len(name)
-        return "".join(drawn)
+            drawn.append(f'{mark}<text x="{across + 16:.0f}" y="{height + 12}">{escape(name)}</text>')
+            across += wide
+        return "".join(drawn), height + (24 if names else 0)
 
 
 def _mark(shape: str, x: float, y: float, colour: str) -> str:
