@@ -26,10 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Build the demo recipe, serve it with Triton, print streamed tokens
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/demo.py
 
-# A file's tests stay in one process, for they share servers and builds. One thread each, or the processes would
-# wait for one another's threads.
+# A file's tests stay in one process, for they share servers and builds; the long ones, tests/flow, begin early.
+# One thread each, or the processes would wait for one another's threads.
 test: $(STAMP) ## Run the whole test suite
-	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
+	    --no-loadscope-reorder
 
 check: $(STAMP) ## Lint, format check and type check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
