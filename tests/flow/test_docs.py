@@ -26,7 +26,7 @@ PRELUDE = """\
 set -euo pipefail
 in_background() {  # run a command beside the others, and wait until it says that it is ready
     "$@" > background.log 2>&1 &
-    for _ in $(seq 600); do
+    for _ in $(seq 2400); do
         grep -q "is ready" background.log && return
         kill -0 $! || break
         sleep 0.1
@@ -50,24 +50,30 @@ def script(page: Path) -> str:
     return PRELUDE + "".join(f"echo {shlex.quote('+ ' + line)}\n{line}\n" for line in run)
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One for all pages: most build the same demo."""
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.mark.slow
 @pytest.mark.triton
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_the_docs_runs(page, tmp_path):
+def test_every_command_of_the_docs_runs(page, tmp_path, store):
     if "curl " in page.read_text() and shutil.which("curl") is None:
         pytest.skip("the page uses curl, which is not here")
     for name in (".venv", "Makefile", "configs", "constraints.txt", "models", "pyproject.toml", "tools"):
         if (ROOT / name).exists():
             (tmp_path / name).symlink_to(ROOT / name)
     path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "LLMBUILD_STORE": str(tmp_path / "store"), "COLUMNS": "110"}
+    env = os.environ | {"PATH": path, "LLMBUILD_STORE": str(store), "COLUMNS": "110"}
     shell = subprocess.Popen(
         ["bash", "-c", script(page)], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        output, _ = shell.communicate(timeout=540)
+        output, _ = shell.communicate(timeout=1140)
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):
             try:
