@@ -47,7 +47,7 @@ def test_methods_stand_in_this_order(
 
 
 def quantized(
-    method: str, root: Path, samples: int = 64, seed: int = 0, group_size: int = 128
+    method: str, root: Path, samples: int = 32, seed: int = 0, group_size: int = 128
 ) -> dict[str, torch.Tensor]:
     """The weights that the quantized demo model stands for, float32."""
     quantize_checkpoint(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from toolchain.pipeline.build import build_recipe
 from toolchain.pipeline.history import earlier_runs
 from toolchain.pipeline.store import Store
 from toolchain.plan.effort import Measured, stage_needs
@@ -24,8 +26,10 @@ OVERRIDES = ["quantization={method: int4_wo, group_size: 128}", "gates.perplexit
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store after one build of the demo model up to its engine."""
     root = tmp_path_factory.mktemp("history")
-    recipe = load_recipe(CONFIGS / "demo-int4.yaml", OVERRIDES)
-    build_recipe(recipe, out=root, until="engine", store=Store.open(root / "store"))
+    command = [sys.executable, "-m", "toolchain.cli.main", "build", str(CONFIGS / "demo-int4.yaml")]
+    command += ["--out", str(root), "--until", "engine", *(f"--set={override}" for override in OVERRIDES)]
+    # A process of its own: memory at the peak would be that of the tests before this one.
+    subprocess.run(command, env=os.environ | {"LLMBUILD_STORE": str(root / "store")}, check=True)
     return root / "store"
 
 
