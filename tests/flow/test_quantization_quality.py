@@ -21,9 +21,9 @@ DEMO = Path(__file__).resolve().parents[2] / "models/demo"
 SEQUENCES, LENGTH = 32, 256
 
 # (better, worse, KL divergence of the better as a part of that of the worse).
-# Calibration seed 0 gives 0.67, 0.59 and 0.87. awq_gptq and gptq are not compared: on this model they differ
+# Calibration seed 0 gives 0.70, 0.63 and 0.94 (with twice the tokens 0.67, 0.59 and 0.87). awq_gptq and gptq are not compared: on this model they differ
 # by less than a change of damping moves either.
-ORDER = [("awq", "nearest", 0.8), ("gptq", "nearest", 0.75), ("awq_gptq", "awq", 0.95)]
+ORDER = [("awq", "nearest", 0.8), ("gptq", "nearest", 0.75), ("awq_gptq", "awq", 1.0)]
 # The same of what the forms hold, weights alone: int8, fp8, fp4, int4. They give 0.09, 0.09 and 0.47.
 FORMS = [("int8_wo", "fp8_rowwise", 0.2), ("fp8_rowwise", "nvfp4", 0.2), ("nvfp4", "nearest", 0.7)]
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def divergences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Mean KL(source || quantized) in nats of each method, 64 x 256 tokens of calibration."""
+    """Mean KL(source || quantized) in nats of each method, 32 x 256 tokens of calibration."""
     found = {"nearest": divergence(nearest())}
     for method in ("awq", "gptq", "awq_gptq", "int8_wo", "fp8_rowwise", "nvfp4"):
         found[method] = divergence(quantized(method, tmp_path_factory.mktemp(method)))
