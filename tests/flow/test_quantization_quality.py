@@ -21,8 +21,8 @@ DEMO = Path(__file__).resolve().parents[2] / "models/demo"
 SEQUENCES, LENGTH = 32, 256
 
 # (better, worse, KL divergence of the better as a part of that of the worse).
-# Calibration seed 0 gives 0.70, 0.63 and 0.94 (with twice the tokens 0.67, 0.59 and 0.87). awq_gptq and gptq are not compared: on this model they differ
-# by less than a change of damping moves either.
+# Calibration seed 0 gives 0.70, 0.63 and 0.94; with twice the tokens 0.67, 0.59 and 0.87. awq_gptq and gptq
+# are not compared: on this model they differ by less than a change of damping moves either.
 ORDER = [("awq", "nearest", 0.8), ("gptq", "nearest", 0.75), ("awq_gptq", "awq", 1.0)]
 # The same of what the forms hold, weights alone: int8, fp8, fp4, int4. They give 0.09, 0.09 and 0.47.
 FORMS = [("int8_wo", "fp8_rowwise", 0.2), ("fp8_rowwise", "nvfp4", 0.2), ("nvfp4", "nearest", 0.7)]
