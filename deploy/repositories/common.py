@@ -37,23 +37,17 @@ TOKENIZER_FILES = (
 ENGINE_MODEL = "tensorrt_llm"
 
 
-@dataclass(frozen=True)
-class Front:
-    """The models between a client and the engine.
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What every repository behind the front's models says of its model and of its limits.
 
     Args:
         vocab_size: of the model; the tokenizer's may be smaller.
-        end_ids: tokens that end a sequence.
+        end_ids: tokens that end a sequence; the first is the one told to clients.
         pad_id: fills rows of a batch.
-        max_batch_size: of every model in the repository.
-        decoupled: several responses to a request: streaming.
-        engine_makes_text: it answers with `text_output` and `finish_reason`, not with tokens alone.
-        supply_end_ids: give the engine the end ids with each request, which otherwise knows them.
-        max_requests: that `tensorrt_llm_bls` works on at a time.
-        renamed: the engine's own names for some of its inputs, by ours.
-        types: by tensor, the types that differ from `deploy.tensors`.
-        draft_model: the model that drafts for speculative decoding; None: there is none.
-        takes_draft: `tensorrt_llm_bls` declares the inputs for drafting, as upstream's does.
+        max_batch_size: sequences at the same time; of every model in the repository.
+        max_queue_size: sequences beyond those that may wait; 0: any number.
+        streaming: decoupled: several responses to a request.
         accumulate_tokens: of `tensorrt_llm_bls`: text_output is all the text so far.
         add_special_tokens, skip_special_tokens: of the tokenizer.
         preprocessing_instance_count, postprocessing_instance_count, bls_instance_count: processes of each.
@@ -63,20 +57,42 @@ class Front:
     end_ids: tuple[int, ...]
     pad_id: int
     max_batch_size: int
-    decoupled: bool
-    engine_makes_text: bool
-    supply_end_ids: bool
-    max_requests: int
-    renamed: Mapping[str, str] | None = None
-    types: Mapping[str, str] | None = None
-    draft_model: str | None = None
-    takes_draft: bool = False
+    max_queue_size: int = 0
+    streaming: bool = True
     accumulate_tokens: bool = False
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     preprocessing_instance_count: int = 1
     postprocessing_instance_count: int = 1
     bls_instance_count: int = 1
+
+
+def max_requests(max_batch_size: int, max_queue_size: int) -> int:
+    """Requests that a scripted front works on at a time: those that run, and those that wait."""
+    return max_batch_size + (max_queue_size or max_batch_size)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The models between a client and the engine.
+
+    Args:
+        served: the model and its limits.
+        engine_makes_text: it answers with `text_output` and `finish_reason`, not with tokens alone.
+        supply_end_ids: give the engine the end ids with each request, which otherwise knows them.
+        renamed: the engine's own names for some of its inputs, by ours.
+        types: by tensor, the types that differ from `deploy.tensors`.
+        draft_model: the model that drafts for speculative decoding; None: there is none.
+        takes_draft: `tensorrt_llm_bls` declares the inputs for drafting, as upstream's does.
+    """
+
+    served: Served
+    engine_makes_text: bool
+    supply_end_ids: bool
+    renamed: Mapping[str, str] | None = None
+    types: Mapping[str, str] | None = None
+    draft_model: str | None = None
+    takes_draft: bool = False
 
     @property
     def straight(self) -> dict[str, str]:
@@ -94,7 +110,8 @@ class Front:
 def front_configs(front: Front) -> dict[str, ModelConfig]:
     """The configurations of `ensemble`, `preprocessing`, `postprocessing` and `tensorrt_llm_bls`."""
     inputs = tensors.varied(tensors.TEXT_INPUTS, front.types or {})
-    batch = front.max_batch_size
+    served = front.served
+    batch = served.max_batch_size
     tokenizer = {"tokenizer_dir": TOKENIZER}
     return {
         "ensemble": ensemble_config(
@@ -102,7 +119,7 @@ def front_configs(front: Front) -> dict[str, ModelConfig]:
             inputs=inputs,
             outputs=front.outputs,
             max_batch_size=batch,
-            decoupled=front.decoupled,
+            decoupled=served.streaming,
             steps=_ensemble_steps(front),
         ),
         "preprocessing": model_config(
@@ -110,14 +127,14 @@ def front_configs(front: Front) -> dict[str, ModelConfig]:
             inputs=tensors.PREPROCESSING_INPUTS,
             outputs=tensors.PREPROCESSING_OUTPUTS,
             max_batch_size=batch,
-            instances=front.preprocessing_instance_count,
+            instances=served.preprocessing_instance_count,
             parameters=tokenizer
             | {
-                "add_special_tokens": flag(front.add_special_tokens),
-                "vocab_size": str(front.vocab_size),
-                "end_ids": ",".join(map(str, front.end_ids)),
+                "add_special_tokens": flag(served.add_special_tokens),
+                "vocab_size": str(served.vocab_size),
+                "end_ids": ",".join(map(str, served.end_ids)),
                 "supply_end_ids": flag(front.supply_end_ids),
-                "pad_id": str(front.pad_id),
+                "pad_id": str(served.pad_id),
             },
         ),
         "postprocessing": model_config(
@@ -125,21 +142,21 @@ def front_configs(front: Front) -> dict[str, ModelConfig]:
             inputs=tensors.POSTPROCESSING_INPUTS,
             outputs=tensors.POSTPROCESSING_OUTPUTS,
             max_batch_size=batch,
-            instances=front.postprocessing_instance_count,
-            parameters=tokenizer | {"skip_special_tokens": flag(front.skip_special_tokens)},
+            instances=served.postprocessing_instance_count,
+            parameters=tokenizer | {"skip_special_tokens": flag(served.skip_special_tokens)},
         ),
         "tensorrt_llm_bls": model_config(
             "tensorrt_llm_bls",
             inputs=(*inputs, *(tensors.DRAFT_INPUTS if front.takes_draft else ())),
             outputs=front.outputs,
             max_batch_size=batch,
-            decoupled=front.decoupled,
-            instances=front.bls_instance_count,
+            decoupled=served.streaming,
+            instances=served.bls_instance_count,
             parameters={
-                "accumulate_tokens": flag(front.accumulate_tokens),
+                "accumulate_tokens": flag(served.accumulate_tokens),
                 "engine_reports_finish": flag(front.engine_makes_text),
                 "tensorrt_llm_model_name": ENGINE_MODEL,
-                "max_requests": str(front.max_requests),
+                "max_requests": str(max_requests(batch, served.max_queue_size)),
                 "to_preprocessing": json.dumps(tensors.TO_PREPROCESSING),
                 "from_preprocessing": json.dumps(tensors.FROM_PREPROCESSING),
                 "straight_to_engine": json.dumps(front.straight),

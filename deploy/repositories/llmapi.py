@@ -27,6 +27,7 @@ from deploy.repositories.common import (
     SOURCES,
     TOKENIZER,
     Front,
+    Served,
     checkpoint_files,
     flag,
     front_configs,
@@ -39,32 +40,19 @@ MODEL_YAML = "tensorrt_llm/1/model.yaml"
 
 
 @dataclass(frozen=True)
-class LlmApiSettings:
-    """What a repository of the LLM API serves.
+class LlmApiSettings(Served):
+    """What a repository of the LLM API serves, beside what `Served` says.
 
     Args:
         checkpoint_dir: of Hugging Face's form; hard-linked into the repository if the arguments' `model` is
             `CHECKPOINT`, and the source of the tokenizer in any case.
         arguments: of `tensorrt_llm.LLM`; `model` is among them.
-        vocab_size, end_ids, pad_id: of the model.
-        max_batch_size: requests at the same time, and rows of one.
-        max_queue_size: requests beyond those that may wait; 0: any number.
     """
 
     checkpoint_dir: Path
     arguments: Mapping[str, Any]
-    vocab_size: int
-    end_ids: tuple[int, ...]
-    pad_id: int
-    max_batch_size: int
-    max_queue_size: int = 0
-    streaming: bool = True
-    accumulate_tokens: bool = False
     exclude_input_in_output: bool = True
     cancellation_check_period_ms: int = 100
-    preprocessing_instance_count: int = 1
-    postprocessing_instance_count: int = 1
-    bls_instance_count: int = 1
 
 
 def render_llmapi(out_dir: Path, settings: LlmApiSettings) -> None:
@@ -72,26 +60,12 @@ def render_llmapi(out_dir: Path, settings: LlmApiSettings) -> None:
 
     The same settings give the same bytes. Raises PackageError when the result could not be loaded.
     """
-    batch = settings.max_batch_size
-    front = Front(
-        vocab_size=settings.vocab_size,
-        end_ids=settings.end_ids,
-        pad_id=settings.pad_id,
-        max_batch_size=batch,
-        decoupled=settings.streaming,
-        engine_makes_text=True,
-        supply_end_ids=False,
-        max_requests=batch + (settings.max_queue_size or batch),
-        accumulate_tokens=settings.accumulate_tokens,
-        preprocessing_instance_count=settings.preprocessing_instance_count,
-        postprocessing_instance_count=settings.postprocessing_instance_count,
-        bls_instance_count=settings.bls_instance_count,
-    )
+    front = Front(settings, engine_makes_text=True, supply_end_ids=False)
     engine = model_config(
         ENGINE_MODEL,
         inputs=tensors.ENGINE_INPUTS,
         outputs=(*tensors.ENGINE_OUTPUTS, tensors.TEXT_OUTPUT, tensors.FINISH_REASON),
-        max_batch_size=batch,
+        max_batch_size=settings.max_batch_size,
         decoupled=settings.streaming,
         parameters={
             "vocab_size": str(settings.vocab_size),

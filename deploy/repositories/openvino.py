@@ -21,6 +21,7 @@ from deploy.repositories.common import (
     SOURCES,
     TOKENIZER,
     Front,
+    Served,
     files_in,
     flag,
     front_configs,
@@ -32,36 +33,25 @@ ENGINE = "tensorrt_llm/1/engine"
 
 
 @dataclass(frozen=True)
-class RepositorySettings:
-    """What a repository of the OpenVINO flavour serves, and within which limits.
+class RepositorySettings(Served):
+    """What a repository of the OpenVINO flavour serves, and within which limits, beside what `Served` says.
 
     Upstream's names where it has one. Tokens are counted in tokens, not blocks.
     """
 
     engine_dir: Path  # openvino_model.xml and .bin; hard-linked where possible
     tokenizer_dir: Path  # tokenizer.json, and what belongs to it
-    vocab_size: int  # of the model; the tokenizer's may be smaller
-    end_ids: tuple[int, ...]  # tokens that end a sequence; the first is the one told to clients
-    pad_id: int
     max_seq_len: int  # prompt and output together
-    max_batch_size: int = 8  # sequences in the batch at one time
+    max_batch_size: int = field(default=8, kw_only=True)
     max_num_tokens: int = 2048  # tokens in one step, prompts and generation together
     max_tokens_in_paged_kv_cache: int | None = None  # None: max_batch_size full sequences
     enable_kv_cache_reuse: bool = True  # equal beginnings of prompts share their cache
     enable_chunked_context: bool = True  # a long prompt may be split over steps
     batching: str = "inflight_fused"  # or static: a batch runs until its longest answer is done
     batch_scheduler_policy: str = "guaranteed_no_evict"  # or max_utilization
-    max_queue_size: int = 0  # sequences that may wait; 0: any number
-    streaming: bool = True  # decoupled: several responses to a request
     stream_interval: int | None = None  # tokens a streamed response, after the first; None: by load
     cancellation_check_period_ms: int = 100
     exclude_input_in_output: bool = True
-    add_special_tokens: bool = True
-    skip_special_tokens: bool = True
-    accumulate_tokens: bool = False  # of tensorrt_llm_bls: text_output is all the text so far
-    preprocessing_instance_count: int = 1
-    postprocessing_instance_count: int = 1  # idle unless accumulate_tokens, or asked directly
-    bls_instance_count: int = 1
     enable_guided_decoding: bool = False  # engine_dir/guide tries guides
     has_draft: bool = False  # engine_dir/draft guesses tokens for the model to check
     max_draft_len: int = 0  # tokens guessed a step; 0: no speculative decoding
@@ -80,29 +70,13 @@ def render_openvino(out_dir: Path, settings: RepositorySettings) -> None:
 
     The same settings give the same bytes. Raises PackageError when the result could not be loaded.
     """
-    batch, decoupled = settings.max_batch_size, settings.streaming
-    front = Front(
-        vocab_size=settings.vocab_size,
-        end_ids=settings.end_ids,
-        pad_id=settings.pad_id,
-        max_batch_size=batch,
-        decoupled=decoupled,
-        engine_makes_text=True,
-        supply_end_ids=False,
-        max_requests=batch + (settings.max_queue_size or batch),
-        accumulate_tokens=settings.accumulate_tokens,
-        add_special_tokens=settings.add_special_tokens,
-        skip_special_tokens=settings.skip_special_tokens,
-        preprocessing_instance_count=settings.preprocessing_instance_count,
-        postprocessing_instance_count=settings.postprocessing_instance_count,
-        bls_instance_count=settings.bls_instance_count,
-    )
+    front = Front(settings, engine_makes_text=True, supply_end_ids=False)
     engine = model_config(
         "tensorrt_llm",
         inputs=tensors.ENGINE_INPUTS,
         outputs=(*tensors.ENGINE_OUTPUTS, tensors.TEXT_OUTPUT, tensors.FINISH_REASON),
-        max_batch_size=batch,
-        decoupled=decoupled,
+        max_batch_size=settings.max_batch_size,
+        decoupled=settings.streaming,
         parameters={"tokenizer_dir": TOKENIZER} | _engine_parameters(settings),
     )
     write_repository(

@@ -23,6 +23,7 @@ from deploy.repositories.common import (
     FRONT_SOURCES,
     TOKENIZER,
     Front,
+    Served,
     files_in,
     flag,
     front_configs,
@@ -66,18 +67,16 @@ class DraftEngine:
 
 
 @dataclass(frozen=True)
-class TensorRTSettings:
-    """What a repository of TensorRT-LLM engines serves, in TensorRT-LLM's own words.
+class TensorRTSettings(Served):
+    """What a repository of TensorRT-LLM engines serves beside what `Served` says, in TensorRT-LLM's words.
+
+    Of the end ids the backend takes the first, and the others as stop words.
 
     Args:
         engine_dir: rank*.engine and config.json; hard-linked into the repository unless `parameters` has a
             gpt_model_path.
         tokenizer_dir: tokenizer.json, and what belongs to it.
-        vocab_size: of the model.
-        end_ids: tokens that end a sequence; the backend takes the first, and the others as stop words.
-        pad_id: fills rows of a batch.
         version: of the TensorRT-LLM that serves.
-        max_batch_size: of every model.
         parameters: of the backend by name, beyond the fields here; None leaves the backend's default.
         types: of `logits`, `encoder_input_features`, `prompt_embedding_table`: FP32, FP16 or BF16.
         draft: for draft-target speculative decoding.
@@ -85,26 +84,14 @@ class TensorRTSettings:
 
     engine_dir: Path
     tokenizer_dir: Path
-    vocab_size: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     version: str
-    max_batch_size: int
-    max_queue_size: int = 0
     max_queue_delay_microseconds: int = 0
-    streaming: bool = True
     batching: str = "inflight_fused"
     batch_scheduler_policy: str = "guaranteed_no_evict"
     kv_cache_free_gpu_mem_fraction: float = 0.9
     max_tokens_in_paged_kv_cache: int | None = None
     enable_kv_cache_reuse: bool = True
     enable_chunked_context: bool = True
-    accumulate_tokens: bool = False
-    add_special_tokens: bool = True
-    skip_special_tokens: bool = True
-    preprocessing_instance_count: int = 1
-    postprocessing_instance_count: int = 1
-    bls_instance_count: int = 1
     parameters: Mapping[str, Value | None] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     draft: DraftEngine | None = None
@@ -117,26 +104,14 @@ def render_tensorrt(out_dir: Path, settings: TensorRTSettings) -> None:
     """
     renamed = _old_names(settings.version)
     types = _tensor_types(settings.types)
-    batch = settings.max_batch_size
     front = Front(
-        vocab_size=settings.vocab_size,
-        end_ids=settings.end_ids,
-        pad_id=settings.pad_id,
-        max_batch_size=batch,
-        decoupled=settings.streaming,
+        settings,
         engine_makes_text=False,
         supply_end_ids=True,
-        max_requests=batch + (settings.max_queue_size or batch),
         renamed=renamed,
         types=types,
         draft_model=DRAFT_MODEL if settings.draft else None,
         takes_draft=True,
-        accumulate_tokens=settings.accumulate_tokens,
-        add_special_tokens=settings.add_special_tokens,
-        skip_special_tokens=settings.skip_special_tokens,
-        preprocessing_instance_count=settings.preprocessing_instance_count,
-        postprocessing_instance_count=settings.postprocessing_instance_count,
-        bls_instance_count=settings.bls_instance_count,
     )
     configs = front_configs(front)
     engines = {ENGINE_MODEL: _parameters(settings)}
@@ -147,7 +122,7 @@ def render_tensorrt(out_dir: Path, settings: TensorRTSettings) -> None:
             name,
             inputs=tensors.varied(tensors.ENGINE_INPUTS, types, renamed),
             outputs=tensors.varied(tensors.ENGINE_OUTPUTS, types),
-            max_batch_size=batch,
+            max_batch_size=settings.max_batch_size,
             decoupled=settings.streaming,
             parameters={key: written(key, value) for key, value in parameters.items() if value is not None},
             backend="tensorrtllm",

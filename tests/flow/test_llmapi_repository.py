@@ -69,7 +69,14 @@ def cycle(tokenizer: Tokenizer, count: int, begin: int = 0) -> str:
 
 
 def test_without_tensorrt_llm_the_way_on_is_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    settings = LlmApiSettings(DEMO, {"model": CHECKPOINT}, tokenizer.get_vocab_size(), (1,), 0, 1)
+    settings = LlmApiSettings(
+        DEMO,
+        {"model": CHECKPOINT},
+        vocab_size=tokenizer.get_vocab_size(),
+        end_ids=(1,),
+        pad_id=0,
+        max_batch_size=1,
+    )
     render_llmapi(tmp_path / "repository", settings)
     with pytest.raises(LaunchError, match="tensorrt_llm is not installed here") as failed:
         TritonServer.start(tmp_path / "repository", exit_timeout_s=8)

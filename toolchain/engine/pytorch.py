@@ -68,33 +68,21 @@ class PyTorch:
 
     def repository_config(self, recipe: Recipe) -> Config:
         """Limits of the front, and the sources of the models."""
-        from deploy.repositories.common import models_digest
+        from toolchain.engine.front import front_config
 
-        deploy = recipe.deploy
-        return {
-            "models": models_digest(),
-            "max_batch_size": recipe.engine.max_batch_size,
-            "max_queue_size": deploy.max_queue_size,
-            "streaming": deploy.streaming,
-            "accumulate_tokens": deploy.accumulate_tokens,
-            "preprocessing_instance_count": deploy.preprocessing_instance_count,
-            "postprocessing_instance_count": deploy.postprocessing_instance_count,
-            "bls_instance_count": deploy.bls_instance_count,
-        }
+        return front_config(recipe)
 
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
         """Make the repository; the checkpoint is linked into it unless the arguments name another place."""
         from deploy.repositories.llmapi import LlmApiSettings, render_llmapi
+        from toolchain.engine.front import front_facts
         from toolchain.model.spec import load_spec
 
-        spec = load_spec(checkpoint)
         values = {key: value for key, value in config.items() if key not in ("flavour", "models")}
         settings = LlmApiSettings(
             checkpoint_dir=checkpoint,
             arguments=yaml.safe_load((engine / ARGUMENTS).read_text(encoding="utf-8")),
-            vocab_size=spec.vocab_size,
-            end_ids=spec.eos_token_ids,
-            pad_id=spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0),
+            **front_facts(load_spec(checkpoint)),
             **values,
         )
         render_llmapi(out_dir, settings)

@@ -67,12 +67,11 @@ class Vllm:
 
     def repository_config(self, recipe: Recipe) -> Config:
         """What the front needs to know, and the sources of the models."""
-        from deploy.repositories.common import models_digest
+        from deploy.repositories.common import max_requests, models_digest
 
-        batch, queue = recipe.engine.max_batch_size, recipe.deploy.max_queue_size
         return {
             "models": models_digest(),
-            "max_requests": batch + (queue or batch),
+            "max_requests": max_requests(recipe.engine.max_batch_size, recipe.deploy.max_queue_size),
             "streaming": recipe.deploy.streaming,
         }
 

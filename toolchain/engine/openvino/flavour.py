@@ -88,30 +88,23 @@ class OpenVINO:
 
     def repository_config(self, recipe: Recipe) -> Config:
         """Limits, scheduling and arithmetic: everything that a restart can change without a new engine."""
-        from deploy.repositories.common import models_digest
+        from toolchain.engine.front import front_config
         from toolchain.engine.openvino import plugin_properties
 
         engine, deploy = recipe.engine, recipe.deploy
         return {
+            **front_config(recipe),
             "precision": engine.precision,
-            "models": models_digest(),
             "plugin_properties": plugin_properties(
                 engine.precision, engine.kv_cache.dtype, engine.num_threads
             ),
             "max_seq_len": engine.max_seq_len,
-            "max_batch_size": engine.max_batch_size,
             "max_num_tokens": engine.max_num_tokens,
             "max_tokens_in_paged_kv_cache": engine.kv_cache.max_tokens,
             "enable_kv_cache_reuse": engine.kv_cache.reuse,
             "enable_chunked_context": engine.chunked_prefill,
             "batching": deploy.batching,
             "batch_scheduler_policy": deploy.scheduler,
-            "max_queue_size": deploy.max_queue_size,
-            "streaming": deploy.streaming,
-            "accumulate_tokens": deploy.accumulate_tokens,
-            "preprocessing_instance_count": deploy.preprocessing_instance_count,
-            "postprocessing_instance_count": deploy.postprocessing_instance_count,
-            "bls_instance_count": deploy.bls_instance_count,
             "stream_interval": engine.stream_interval,
             **_speculation(engine.speculative),
         }
@@ -119,6 +112,7 @@ class OpenVINO:
     def render(self, engine: Path, checkpoint: Path, out_dir: Path, config: Config) -> dict[str, Any]:
         """Make the repository; the precision that it runs in is a fact of the manifest."""
         from deploy.repositories.openvino import RepositorySettings, render_openvino
+        from toolchain.engine.front import front_facts
         from toolchain.model.spec import load_spec
 
         spec = load_spec(engine)
@@ -126,15 +120,12 @@ class OpenVINO:
         del values["flavour"], values["models"]
         precision = values.pop("precision")
         values["max_seq_len"] = values["max_seq_len"] or spec.max_position_embeddings
-        pad_id = spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0)
         settings = RepositorySettings(
             has_draft=(engine / DRAFT).is_dir(),
             enable_guided_decoding=(engine / "guide").is_dir(),
             engine_dir=engine,
             tokenizer_dir=checkpoint,
-            vocab_size=spec.vocab_size,
-            end_ids=spec.eos_token_ids,
-            pad_id=pad_id,
+            **front_facts(spec),
             **values,
         )
         render_openvino(out_dir, settings)

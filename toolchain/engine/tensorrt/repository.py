@@ -22,7 +22,7 @@ _TYPES = {
 
 def repository_config(recipe: Recipe) -> Config:
     """What `render_repository` depends on."""
-    from deploy.repositories.common import models_digest
+    from toolchain.engine.front import front_config
     from toolchain.plan.releases import default_version
     from toolchain.recipe.triton import TensorRTLLM
 
@@ -32,22 +32,15 @@ def repository_config(recipe: Recipe) -> Config:
     parameters = {key: value for key, value in values.items() if key not in (*_OURS, *_TYPES.values())}
     parameters["max_beam_width"] = section.max_beam_width or engine.build.max_beam_width or 1
     return {
-        "models": models_digest(),
+        **front_config(recipe),
         "version": engine.version or default_version("tensorrt"),
-        "max_batch_size": engine.max_batch_size,
         "kv_cache_free_gpu_mem_fraction": engine.kv_cache.free_gpu_mem_fraction,
         "max_tokens_in_paged_kv_cache": engine.kv_cache.max_tokens,
         "enable_kv_cache_reuse": engine.kv_cache.reuse,
         "enable_chunked_context": engine.chunked_prefill,
-        "max_queue_size": deploy.max_queue_size,
         "max_queue_delay_microseconds": section.max_queue_delay_microseconds,
-        "streaming": deploy.streaming,
         "batching": deploy.batching,
         "batch_scheduler_policy": deploy.scheduler,
-        "accumulate_tokens": deploy.accumulate_tokens,
-        "preprocessing_instance_count": deploy.preprocessing_instance_count,
-        "postprocessing_instance_count": deploy.postprocessing_instance_count,
-        "bls_instance_count": deploy.bls_instance_count,
         "parameters": {key: value for key, value in parameters.items() if value is not None},
         "types": {kind: values[name] for kind, name in _TYPES.items()},
         "draft": values["draft"],
@@ -66,19 +59,17 @@ def render_repository(
         config: of `repository_config`; other keys are ignored.
     """
     from deploy.repositories.tensorrt import DraftEngine, TensorRTSettings, render_tensorrt
+    from toolchain.engine.front import front_facts
     from toolchain.model.spec import load_spec
 
-    spec = load_spec(checkpoint)
     names = TensorRTSettings.__dataclass_fields__
     values = {key: value for key, value in config.items() if key in names}
     draft = values.pop("draft")
     settings = TensorRTSettings(
         engine_dir=engine,
         tokenizer_dir=checkpoint,
-        vocab_size=spec.vocab_size,
-        end_ids=spec.eos_token_ids,
-        pad_id=spec.pad_token_id if spec.pad_token_id is not None else next(iter(spec.eos_token_ids), 0),
         draft=DraftEngine(**draft) if draft else None,
+        **front_facts(load_spec(checkpoint)),
         **values,
     )
     render_tensorrt(out_dir, settings)
