@@ -1,4 +1,4 @@
-"""Which model can be split over which GPUs and run by which flavour: divisibility."""
+"""Which model can be split over which GPUs, run by which flavour, and guess tokens for which other."""
 
 from __future__ import annotations
 
@@ -66,6 +66,37 @@ def _padding_problems(weights: PlannedWeights, tensor: int) -> list[PlanError]:
         )
         for (own, block), kinds in wrong.items()
     ]
+
+
+def draft_problems(draft: ModelSpec, spec: ModelSpec, max_seq_len: int | None) -> list[PlanError]:
+    """Why `draft` cannot guess tokens for the model, as far as their configs say; empty when it can.
+
+    Args:
+        draft: the smaller model.
+        spec: the model that it guesses for.
+        max_seq_len: of the engine; None: the model's positions.
+    """
+    problems = []
+    where, fix = "engine.speculative.source", "take a small model of the same family"
+    if draft.vocab_size != spec.vocab_size:
+        problems.append(
+            PlanError(
+                f"the draft has {draft.vocab_size} tokens in its vocabulary, the model {spec.vocab_size}",
+                where=where,
+                why="the model checks the very tokens that the draft guesses",
+                fix=fix,
+            )
+        )
+    longest = max_seq_len or spec.max_position_embeddings
+    if draft.max_position_embeddings < longest:
+        problems.append(
+            PlanError(
+                f"the draft reads {draft.max_position_embeddings} tokens, sequences may have {longest}",
+                where=where,
+                fix=f"set engine.max_seq_len to {draft.max_position_embeddings}, or {fix}",
+            )
+        )
+    return problems
 
 
 def flavour_problems(spec: ModelSpec, flavour: str) -> list[PlanError]:

@@ -231,39 +231,13 @@ def _plan(recipe: Recipe, facts: ModelFacts, device: Device) -> Plan:
     problems += compat.parallel_problems(spec, weights, engine.flavour, recipe.parallelism)
     problems += _recipe_problems(recipe, spec)
     problems += kernels.kernel_problems(quant, engine.flavour, None if on_cpu else engine.gpu)
-    problems += _draft_problems(recipe, spec, facts.draft)
+    if facts.draft is not None:
+        problems += compat.draft_problems(facts.draft, spec, recipe.engine.max_seq_len)
     fit = find_fit(recipe, spec, weights, device, facts.draft)
     max_seq_len = engine.max_seq_len or spec.max_position_embeddings
     problems += fit_problems(recipe, fit, device, max_seq_len)
     said = openvino.notes(weights.assigned) if on_cpu else gpu_notes(recipe, spec, fit, device)
     return Plan(recipe, facts, weights, fit, device, problems, [*weights.notes, *said])
-
-
-def _draft_problems(recipe: Recipe, spec: ModelSpec, draft: ModelSpec | None) -> list[PlanError]:
-    """Why the draft cannot guess for the model, as far as their configs say."""
-    problems: list[PlanError] = []
-    if draft is None:
-        return problems
-    where, fix = "engine.speculative.source", "take a small model of the same family"
-    if draft.vocab_size != spec.vocab_size:
-        problems.append(
-            PlanError(
-                f"the draft has {draft.vocab_size} tokens in its vocabulary, the model {spec.vocab_size}",
-                where=where,
-                why="the model checks the very tokens that the draft guesses",
-                fix=fix,
-            )
-        )
-    longest = recipe.engine.max_seq_len or spec.max_position_embeddings
-    if draft.max_position_embeddings < longest:
-        problems.append(
-            PlanError(
-                f"the draft reads {draft.max_position_embeddings} tokens, sequences may have {longest}",
-                where=where,
-                fix=f"set engine.max_seq_len to {draft.max_position_embeddings}, or {fix}",
-            )
-        )
-    return problems
 
 
 def _recipe_problems(recipe: Recipe, spec: ModelSpec) -> list[PlanError]:

@@ -19,7 +19,7 @@ PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers")
 """GenAI imports the last when a pipeline is made, even one that is given tokens and gives tokens."""
 
 DRAFT = "draft"
-"""The draft model among the inputs, and its directory in the engine's."""
+"""The draft model among the inputs."""
 
 
 class OpenVINO:
@@ -76,11 +76,16 @@ class OpenVINO:
         from toolchain.engine.openvino import build_ir
 
         facts = build_ir(checkpoint, out_dir, max_seq_len=config["max_seq_len"], events=progress)
-        if (draft := inputs.files.get(DRAFT)) is not None:
+        draft, guided = inputs.files.get(DRAFT), config.get("guided_decoding")
+        if draft is not None or guided:
+            from toolchain.engine.openvino.tokenizer import write_tokenizer
+
+            write_tokenizer(checkpoint, out_dir)
+        if draft is not None:
             from toolchain.engine.openvino.draft import build_draft
 
             facts |= build_draft(draft, checkpoint, out_dir, config["max_seq_len"], progress)
-        if config.get("guided_decoding"):
+        if guided:
             from toolchain.engine.openvino.guide import build_guide
 
             build_guide(checkpoint, out_dir)
@@ -106,6 +111,7 @@ class OpenVINO:
             "batching": deploy.batching,
             "batch_scheduler_policy": deploy.scheduler,
             "stream_interval": engine.stream_interval,
+            "enable_guided_decoding": engine.guided_decoding,
             **_speculation(engine.speculative),
         }
 
@@ -121,8 +127,6 @@ class OpenVINO:
         precision = values.pop("precision")
         values["max_seq_len"] = values["max_seq_len"] or spec.max_position_embeddings
         settings = RepositorySettings(
-            has_draft=(engine / DRAFT).is_dir(),
-            enable_guided_decoding=(engine / "guide").is_dir(),
             engine_dir=engine,
             tokenizer_dir=checkpoint,
             **front_facts(spec),
@@ -143,10 +147,11 @@ class OpenVINO:
 def _speculation(speculative: Speculative | None) -> Config:
     if speculative is None:
         return {}
-    lookup = speculative.method == "prompt_lookup"
+    drafts = speculative.method == "draft_model"
     return {
+        "has_draft": drafts,
         "max_draft_len": speculative.max_draft_len,
-        "max_matching_ngram_size": speculative.max_matching_ngram_size if lookup else 0,
+        "max_matching_ngram_size": 0 if drafts else speculative.max_matching_ngram_size,
     }
 
 

@@ -18,14 +18,11 @@ from toolchain.engine.openvino.tokenizer import write_tokenizer
 from toolchain.model.families import layer_prefix, layer_tensors, linear_shapes
 from toolchain.model.spec import load_spec
 
-GUIDE = "guide"
-"""Directory of the tiny model in the engine's."""
-
 _WIDTH = 32
 
 
 def build_guide(checkpoint: Path, out_dir: Path) -> None:
-    """Write the tiny model to `out_dir`/guide, and the tokenizer beside both it and the model."""
+    """Write the tiny model to `out_dir`/guide, and the tokenizer beside it."""
     target = load_spec(checkpoint)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -56,6 +53,5 @@ def build_guide(checkpoint: Path, out_dir: Path) -> None:
             shapes[layer_prefix(0) + tensor] = linears.get(tensor.removesuffix(".weight"), (_WIDTH,))
         zeros = {key: StoredTensor.of(torch.zeros(shape).bfloat16()) for key, shape in shapes.items()}
         write_tensor_file(model / "model.safetensors", zeros)
-        build_ir(model, out_dir / GUIDE)
-    for directory in (out_dir, out_dir / GUIDE):
-        write_tokenizer(checkpoint, directory)
+        build_ir(model, out_dir / "guide")
+    write_tokenizer(checkpoint, out_dir / "guide")
