@@ -49,15 +49,7 @@ def run() -> dict[str, Any]:
 def _measure(place: str, layers: int, int4: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=PLACES[place]) as name:
         model, ranks, copy = (Path(name) / part for part in ("model", "ranks", "copy"))
-        heads = HIDDEN // 64
-        random_llama(
-            model,
-            hidden=HIDDEN,
-            layers=layers,
-            heads=heads,
-            kv_heads=heads // 4,
-            intermediate=HIDDEN * 11 // 4,
-        )
+        random_llama(model, hidden=HIDDEN, layers=layers, intermediate=HIDDEN * 11 // 4)
         if int4:
             replace_linears_by_codes(model)
         files = sorted(model.glob("*.safetensors"))

@@ -30,15 +30,7 @@ def run() -> dict[str, Any]:
 def _measure(layers: int, int4: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         model, ir = Path(name) / "model", Path(name) / "ir"
-        heads = HIDDEN // 64
-        random_llama(
-            model,
-            hidden=HIDDEN,
-            layers=layers,
-            heads=heads,
-            kv_heads=heads // 4,
-            intermediate=HIDDEN * 11 // 4,
-        )
+        random_llama(model, hidden=HIDDEN, layers=layers, intermediate=HIDDEN * 11 // 4)
         if int4:
             replace_linears_by_codes(model)
         command = [sys.executable, "-m", "benchmarks.ir_memory", str(model), str(ir)]

@@ -11,11 +11,19 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def random_llama(
-    directory: Path, *, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, seed: int = 0
+    directory: Path,
+    *,
+    hidden: int,
+    layers: int,
+    intermediate: int,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Write a bf16 Llama with random weights and the demo model's tokenizer, one layer in memory at a time.
 
-    `hidden / heads` is the head size; the vocabulary is the demo tokenizer's; the head is not tied.
+    `hidden / heads` is the head size, by default 64, with four heads to a KV head. The vocabulary is the demo
+    tokenizer's; the head is not tied.
     """
     import torch
     from safetensors.torch import save_file
@@ -23,13 +31,14 @@ def random_llama(
     from toolchain.model.families import expected_tensors
     from toolchain.model.spec import load_spec
 
+    heads = heads or hidden // 64
     directory.mkdir(parents=True, exist_ok=True)
     config = json.loads((DEMO / "config.json").read_text())
     config |= {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
+        "num_key_value_heads": kv_heads or heads // 4,
         "head_dim": hidden // heads,
         "intermediate_size": intermediate,
         "tie_word_embeddings": False,

@@ -25,15 +25,7 @@ def run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         for layers in LAYERS:
             model = Path(name) / str(layers)
-            heads = HIDDEN // 64
-            random_llama(
-                model,
-                hidden=HIDDEN,
-                layers=layers,
-                heads=heads,
-                kv_heads=heads // 4,
-                intermediate=3 * HIDDEN,
-            )
+            random_llama(model, hidden=HIDDEN, layers=layers, intermediate=3 * HIDDEN)
             rounds = [_quantized(model) for _ in range(ROUNDS)]
             peaks = [peak for peak, _ in rounds]
             stored = sum(file.stat().st_size for file in model.glob("*.safetensors"))
