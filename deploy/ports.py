@@ -48,6 +48,13 @@ def listen(host: str, port: int, use: str) -> socket.socket:
         return listener
 
 
+def shown(host: str) -> str:
+    """How a client on this machine writes, in a URL, the host of a server that listens on `host`."""
+    if ":" in host:
+        return f"[{host}]"
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
 def holder_of(port: int) -> str | None:
     """Who listens on TCP `port`, as "pid 123 (name)"; None when that is not visible to this user."""
     inodes = set()

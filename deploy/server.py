@@ -26,7 +26,7 @@ from typing import IO
 
 from deploy import shm
 from deploy.find import Triton, find_triton, prepare
-from deploy.ports import choose_ports
+from deploy.ports import choose_ports, shown
 from deploy.triton_log import LogFollower, failures
 from toolchain.errors import LaunchError, UsageError
 
@@ -149,11 +149,10 @@ class TritonServer:
             *extra_args,
         ]
         env = {**QUIET_ENV, **os.environ, **runtime.env}
-        shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
         endpoints = Endpoints(
-            http=f"http://{shown}:{ports['http']}",
-            grpc=f"{shown}:{ports['grpc']}",
-            metrics=f"http://{shown}:{ports['metrics']}/metrics",
+            http=f"http://{shown(host)}:{ports['http']}",
+            grpc=f"{shown(host)}:{ports['grpc']}",
+            metrics=f"http://{shown(host)}:{ports['metrics']}/metrics",
         )
         server = cls(
             command,

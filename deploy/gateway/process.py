@@ -12,7 +12,7 @@ from types import TracebackType
 
 from deploy.gateway.access import read_keys
 from deploy.gateway.settings import GatewaySettings
-from deploy.ports import listen
+from deploy.ports import listen, shown
 from toolchain.errors import LaunchError, ToolchainError, UsageError
 
 # Not `-m`, which looks for modules in the working directory first.
@@ -41,9 +41,8 @@ class Door:
         read_keys(api_keys)
         _check_tls(tls_cert, tls_key)
         self.socket = listen(host, port, "openai")
-        shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
         scheme = "https" if tls_cert else "http"
-        self.url = f"{scheme}://{shown}:{self.socket.getsockname()[1]}/v1"
+        self.url = f"{scheme}://{shown(host)}:{self.socket.getsockname()[1]}/v1"
 
     def __enter__(self) -> Door:
         return self
