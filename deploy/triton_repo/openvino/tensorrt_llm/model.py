@@ -262,10 +262,9 @@ class TritonPythonModel:
 
     def _cancel(self, job: Job, why: str) -> None:
         self._metrics.ended("cancelled", len(job.keys))
-        self._forget(job.keys)  # first: from now on nobody submits it
+        self._end(job, why, pb_utils.TritonError.CANCELLED)  # first: from now on nobody submits it
         for key in job.keys:
             self._engine.send(Stop(key, report=False))
-        self._end(job, why, pb_utils.TritonError.CANCELLED)
 
     def _stop_by_id(self, request_id: str) -> None:
         """Have a request end with what it has, as if it had come to its end."""
